@@ -1,0 +1,211 @@
+"""The memory of one layer: fast weights of a SwiGLU network, updated chunk by chunk. This file defines it.
+
+    f_W(x) = W1 ( silu(W0 x) ⊙ (W2 x) )
+
+For a chunk with keys K and values V the update is one gradient step on −Σ_t ⟨f_W(k_t), v_t⟩, written out
+(no autograd: it also runs under `torch.inference_mode`). Source: arXiv 2505.23884.
+"""
+
+from typing import NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_lact.ops.newton_schulz import orthogonalise
+
+
+class FastWeights(NamedTuple):
+    """W0, W2 [..., m, d] and W1 [..., d, m]; also used for their gradients, momenta and differences."""
+
+    w0: Tensor
+    w1: Tensor
+    w2: Tensor
+
+
+def zeros_like(weights: FastWeights) -> FastWeights:
+    """Zeros of the same shapes."""
+    return FastWeights(torch.zeros_like(weights.w0), torch.zeros_like(weights.w1), torch.zeros_like(weights.w2))
+
+
+def read(weights: FastWeights, q: Tensor) -> Tensor:
+    """f_W(q): q [B, H, C, d] -> [B, H, C, d], in q's dtype."""
+    w0, w1, w2 = weights.w0.to(q.dtype), weights.w1.to(q.dtype), weights.w2.to(q.dtype)
+    hidden = F.silu(q @ w0.transpose(-2, -1)) * (q @ w2.transpose(-2, -1))  # [B, H, C, m]
+    return hidden @ w1.transpose(-2, -1)
+
+
+def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> FastWeights:
+    """Step of the weights for one chunk: −gradient of −Σ_t ⟨f_W(k_t), v_t⟩, each frame scaled by its step sizes.
+
+    Args:
+        weights: W0, W2 [B, H, m, d], W1 [B, H, d, m], held fixed over the chunk.
+        k, v: [B, H, C, d].
+        eta: [B, H, C, 3, 1 or d] fp32: step sizes of W0, W1, W2; 0 where the frame is padding.
+    """
+    w0, w1, w2 = weights.w0.to(k.dtype), weights.w1.to(k.dtype), weights.w2.to(k.dtype)
+    gate = k @ w0.transpose(-2, -1)  # [B, H, C, m]
+    up = k @ w2.transpose(-2, -1)  # [B, H, C, m]
+    sigma = torch.sigmoid(gate)
+    act = gate * sigma
+    d_hidden = v @ w1  # [B, H, C, m]: gradient at the hidden layer, ∂⟨f, v⟩/∂h = W1ᵀ v
+    d_up = d_hidden * act
+    d_gate = d_hidden * up * sigma * (1 + gate * (1 - sigma))
+    k_0 = (k * eta[..., 0, :]).to(k.dtype)  # [B, H, C, d]
+    v_1 = (v * eta[..., 1, :]).to(k.dtype)
+    k_2 = (k * eta[..., 2, :]).to(k.dtype)
+    return FastWeights(
+        (d_gate.transpose(-2, -1) @ k_0).to(weights.w0.dtype),  # [B, H, m, d]
+        (v_1.transpose(-2, -1) @ (act * up)).to(weights.w1.dtype),  # [B, H, d, m]
+        (d_up.transpose(-2, -1) @ k_2).to(weights.w2.dtype),  # [B, H, m, d]
+    )
+
+
+def row_length(w: Tensor) -> Tensor:
+    """Euclidean length of each row: [..., r, c] -> [..., r, 1]."""
+    return torch.sqrt((w * w).sum(dim=-1, keepdim=True) + 1e-12)
+
+
+def _moved(w: Tensor, step: Tensor, length: Tensor, learn: Tensor) -> Tensor:
+    """W + step with rows scaled back to `length`; rows of the batch that learned nothing keep W to the bit."""
+    new = w + step
+    # Multiply by a ratio: it is exactly 1 when nothing moved, so a zero step changes no bit.
+    return torch.where(learn, new * (length / row_length(new)), w)
+
+
+def update(
+    weights: FastWeights,
+    momentum: FastWeights,
+    gradient: FastWeights,
+    mu: Tensor,
+    frames: Tensor,
+    lengths: FastWeights,
+    chunk_size: int,
+    use_muon: bool,
+    use_momentum: bool,
+) -> Tuple[FastWeights, FastWeights]:
+    """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
+
+    Args:
+        weights, momentum, gradient: [B, H, ., .].
+        mu: [B, H] momentum gate, the mean over the chunk's valid frames.
+        frames: [B] valid frames of the chunk. A row with none keeps weights and momentum.
+        lengths: row lengths of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
+        chunk_size: frames of a full chunk. An orthogonalised step has the same size however few frames made it,
+            so it is scaled by frames / chunk_size: the evidence in the chunk.
+    """
+    learn = (frames > 0)[:, None, None, None]
+    gain = (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0)[:, None, None, None]
+    m0, m1, m2 = gradient.w0, gradient.w1, gradient.w2
+    if use_momentum:
+        mu_ = mu[:, :, None, None].to(m0.dtype)
+        m0, m1, m2 = m0 + mu_ * momentum.w0, m1 + mu_ * momentum.w1, m2 + mu_ * momentum.w2
+    s0, s1, s2 = m0, m1, m2
+    if use_muon:
+        s0, s1, s2 = gain * orthogonalise(m0), gain * orthogonalise(m1), gain * orthogonalise(m2)
+    moved = FastWeights(
+        _moved(weights.w0, s0, lengths.w0, learn),
+        _moved(weights.w1, s1, lengths.w1, learn),
+        _moved(weights.w2, s2, lengths.w2, learn),
+    )
+    if use_momentum:
+        momentum = FastWeights(
+            torch.where(learn, m0, momentum.w0),
+            torch.where(learn, m1, momentum.w1),
+            torch.where(learn, m2, momentum.w2),
+        )
+    return moved, momentum
+
+
+def _run_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    mu: Tensor,
+    valid: Tensor,
+    weights: FastWeights,
+    momentum: FastWeights,
+    lengths: FastWeights,
+    chunk_size: int,
+    bidirectional: bool,
+    use_muon: bool,
+    use_momentum: bool,
+) -> Tuple[Tensor, FastWeights, FastWeights]:
+    outs = [q[:, :, :0]]
+    for start in range(0, q.size(2), chunk_size):
+        end = min(start + chunk_size, q.size(2))
+        seen = valid[:, start:end]  # [B, C]
+        frames = seen.sum(dim=1)  # [B]
+        weight = seen.to(mu.dtype)[:, None, :]  # [B, 1, C]
+        mean_mu = (mu[:, :, start:end] * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)  # [B, H]
+        if not bidirectional:
+            outs.append(read(weights, q[:, :, start:end]))
+        gradient = chunk_gradient(weights, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
+        weights, momentum = update(
+            weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum
+        )
+        if bidirectional:
+            outs.append(read(weights, q[:, :, start:end]))
+    return torch.cat(outs, dim=2), weights, momentum
+
+
+# A traced Python loop would freeze the number of chunks of the example into an exported graph.
+_run_chunks_traceable = torch.jit.script_if_tracing(_run_chunks)
+
+
+def lact_swiglu_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    mu: Tensor,
+    valid: Tensor,
+    weights: FastWeights,
+    momentum: FastWeights,
+    lengths: FastWeights,
+    chunk_size: int,
+    mode: str = 'bidirectional',
+    use_muon: bool = True,
+    use_momentum: bool = True,
+) -> Tuple[Tensor, FastWeights, FastWeights]:
+    """Update and read the memory over T frames, chunk by chunk.
+
+    Args:
+        q, k, v: [B, H, T, d], the dtype of the products; q and k of unit length.
+        eta: [B, H, T, 3, 1 or d] fp32 step sizes of W0, W1, W2 (per head, or per head and channel).
+        mu: [B, H, T] fp32 momentum gate in (0, 1); unused without `use_momentum`.
+        valid: [B, T] bool, False for padding, which is neither learned from nor changes the state.
+        weights: current W0, W2 [B, H, m, d], W1 [B, H, d, m]; their dtype is that of the state (fp32 normally).
+        momentum: same shapes.
+        lengths: `row_length` of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
+        chunk_size: frames a step of the memory. Chunks are counted from the first frame given here.
+        mode: 'bidirectional' updates with a chunk, then reads with its queries; 'causal' reads, then updates.
+
+    Returns:
+        Read [B, H, T, d] in q's dtype (padding frames hold finite values of no meaning), weights, momentum.
+        A last chunk shorter than `chunk_size` is learned from too, as the last step.
+
+    Source: DESIGN of this project, docs/design.md; arXiv 2505.23884.
+    """
+    if mode not in ('bidirectional', 'causal'):
+        raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
+    eta = eta * valid[:, None, :, None, None].to(eta.dtype)
+    run = _run_chunks_traceable if torch.jit.is_tracing() else _run_chunks
+    # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        return run(
+            q, k, v, eta, mu, valid, weights, momentum, lengths,
+            chunk_size, mode == 'bidirectional', use_muon, use_momentum,
+        )  # fmt: skip
+
+
+def lact_swiglu_frozen(q: Tensor, weights: FastWeights, chunk_size: int) -> Tensor:
+    """The read without updates, [B, H, T, d]: what `lact_swiglu_reference` gives when every step size is 0.
+
+    Chunk by chunk, because a matrix product may round otherwise for another number of rows.
+    """
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        if torch.jit.is_tracing():
+            return read(weights, q)
+        return torch.cat([read(weights, part) for part in q.split(chunk_size, dim=2)], dim=2)
