@@ -42,7 +42,8 @@ class LowRankWeight(nn.Module):
 
     def forward(self) -> Tensor:
         eye = torch.eye(self.left.size(1), self.right.size(2), device=self.left.device, dtype=self.left.dtype)
-        return self.left @ self.right + 0.5 * eye
+        with torch.autocast(device_type=self.left.device.type, enabled=False):
+            return self.left @ self.right + 0.5 * eye
 
 
 class FullWeight(nn.Module):
@@ -149,11 +150,11 @@ class FastWeightMemory(nn.Module):
             )  # fmt: skip
         else:
             out = lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)
-        if adaptation and self.training and cfg.lact_mode == 'causal':
-            # A row of one chunk reads before it learns: without this term the step sizes have no path to the
-            # loss, and DDP stops.
-            out = out + 0.0 * (weights.w0.sum() + weights.w1.sum() + weights.w2.sum()).to(out.dtype)
         gate = F.silu(self.gate_proj(x))  # [B, T, H]
+        if adaptation and self.training and cfg.lact_mode == 'causal':
+            # Input of one chunk reads before it learns: without this the step sizes have no path to the loss, and
+            # DDP stops. Element by element: a sum would overflow in fp16, and 0 times infinity is NaN.
+            gate = gate + (0.0 * (eta.sum(dim=(-2, -1)) + mu)).transpose(1, 2).to(gate.dtype)
         out = self.norm(out).transpose(1, 2) * gate[..., None].to(out.dtype)  # [B, T, H, d]
         out = out.reshape(batch, -1, cfg.d_model)
         if not keep_state:

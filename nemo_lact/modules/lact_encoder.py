@@ -206,8 +206,9 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         t = torch.arange(audio_signal.size(2), device=audio_signal.device)
         audio_signal = audio_signal.masked_fill(t >= length[:, None, None], 0.0)
 
+        heard = length > 0
         x, length = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)  # [B, T', D]
-        length = length.to(torch.int64)
+        length = length.to(torch.int64) * heard  # a causal front end makes a frame of nothing
         valid = torch.arange(x.size(1), device=x.device) < length[:, None]  # [B, T']
         positions = torch.arange(x.size(1), device=x.device)
         if state is not None:

@@ -4,6 +4,7 @@
 decided in this file only.
 """
 
+from nemo_lact.ops.attention import window_attention
 from nemo_lact.ops.fast_weights import (
     FastWeights,
     lact_swiglu_frozen,
@@ -13,7 +14,6 @@ from nemo_lact.ops.fast_weights import (
 )
 from nemo_lact.ops.newton_schulz import orthogonalise
 from nemo_lact.ops.rotary import rotary_tables, rotate
-from nemo_lact.ops.window_attention import window_attention
 
 __all__ = [
     'FastWeights',

@@ -28,11 +28,16 @@ def zeros_like(weights: FastWeights) -> FastWeights:
     return FastWeights(torch.zeros_like(weights.w0), torch.zeros_like(weights.w1), torch.zeros_like(weights.w2))
 
 
+def _t(x: Tensor) -> Tensor:
+    """Rows and columns exchanged; permute and not transpose, whose rank an exported loop does not know."""
+    return x.permute(0, 1, 3, 2)
+
+
 def read(weights: FastWeights, q: Tensor) -> Tensor:
     """f_W(q): q [B, H, C, d] -> [B, H, C, d], in q's dtype."""
     w0, w1, w2 = weights.w0.to(q.dtype), weights.w1.to(q.dtype), weights.w2.to(q.dtype)
-    hidden = F.silu(q @ w0.transpose(-2, -1)) * (q @ w2.transpose(-2, -1))  # [B, H, C, m]
-    return hidden @ w1.transpose(-2, -1)
+    hidden = F.silu(q @ _t(w0)) * (q @ _t(w2))  # [B, H, C, m]
+    return hidden @ _t(w1)
 
 
 def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> FastWeights:
@@ -43,9 +48,11 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
         k, v: [B, H, C, d].
         eta: [B, H, C, 3, 1 or d] fp32: step sizes of W0, W1, W2; 0 where the frame is padding.
     """
+    if k.dtype == torch.float16:  # too narrow: orthogonalising magnifies the gradient of small steps beyond its range
+        k, v = k.float(), v.float()
     w0, w1, w2 = weights.w0.to(k.dtype), weights.w1.to(k.dtype), weights.w2.to(k.dtype)
-    gate = k @ w0.transpose(-2, -1)  # [B, H, C, m]
-    up = k @ w2.transpose(-2, -1)  # [B, H, C, m]
+    gate = k @ _t(w0)  # [B, H, C, m]
+    up = k @ _t(w2)  # [B, H, C, m]
     sigma = torch.sigmoid(gate)
     act = gate * sigma
     d_hidden = v @ w1  # [B, H, C, m]: gradient at the hidden layer, ∂⟨f, v⟩/∂h = W1ᵀ v
@@ -55,15 +62,21 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
     v_1 = (v * eta[..., 1, :]).to(k.dtype)
     k_2 = (k * eta[..., 2, :]).to(k.dtype)
     return FastWeights(
-        (d_gate.transpose(-2, -1) @ k_0).to(weights.w0.dtype),  # [B, H, m, d]
-        (v_1.transpose(-2, -1) @ (act * up)).to(weights.w1.dtype),  # [B, H, d, m]
-        (d_up.transpose(-2, -1) @ k_2).to(weights.w2.dtype),  # [B, H, m, d]
+        (_t(d_gate) @ k_0).to(weights.w0.dtype),  # [B, H, m, d]
+        (_t(v_1) @ (act * up)).to(weights.w1.dtype),  # [B, H, d, m]
+        (_t(d_up) @ k_2).to(weights.w2.dtype),  # [B, H, m, d]
     )
 
 
 def row_length(w: Tensor) -> Tensor:
     """Euclidean length of each row: [..., r, c] -> [..., r, 1]."""
     return torch.sqrt((w * w).sum(dim=-1, keepdim=True) + 1e-12)
+
+
+def _orthogonal(m: Tensor) -> Tensor:
+    if m.dtype == torch.bfloat16 or m.dtype == torch.float16:  # fp32_states: false in a half-precision model
+        return orthogonalise(m.float()).to(m.dtype)
+    return orthogonalise(m)
 
 
 def _moved(w: Tensor, step: Tensor, length: Tensor, learn: Tensor) -> Tensor:
@@ -102,7 +115,7 @@ def update(
         m0, m1, m2 = m0 + mu_ * momentum.w0, m1 + mu_ * momentum.w1, m2 + mu_ * momentum.w2
     s0, s1, s2 = m0, m1, m2
     if use_muon:
-        s0, s1, s2 = gain * orthogonalise(m0), gain * orthogonalise(m1), gain * orthogonalise(m2)
+        s0, s1, s2 = gain * _orthogonal(m0), gain * _orthogonal(m1), gain * _orthogonal(m2)
     moved = FastWeights(
         _moved(weights.w0, s0, lengths.w0, learn),
         _moved(weights.w1, s1, lengths.w1, learn),
@@ -150,8 +163,29 @@ def _run_chunks(
     return torch.cat(outs, dim=2), weights, momentum
 
 
-# A traced Python loop would freeze the number of chunks of the example into an exported graph.
-_run_chunks_traceable = torch.jit.script_if_tracing(_run_chunks)
+@torch.jit.script_if_tracing
+def _run_chunks_exported(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    mu: Tensor,
+    valid: Tensor,
+    weights: Tuple[Tensor, Tensor, Tensor],
+    momentum: Tuple[Tensor, Tensor, Tensor],
+    lengths: Tuple[Tensor, Tensor, Tensor],
+    chunk_size: int,
+    bidirectional: bool,
+    use_muon: bool,
+    use_momentum: bool,
+) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]:
+    """`_run_chunks` for export: a traced loop would freeze the example's number of chunks into the graph."""
+    w, m = FastWeights(weights[0], weights[1], weights[2]), FastWeights(momentum[0], momentum[1], momentum[2])
+    rows = FastWeights(lengths[0], lengths[1], lengths[2])
+    out, w, m = _run_chunks(
+        q, k, v, eta, mu, valid, w, m, rows, chunk_size, bidirectional, use_muon, use_momentum
+    )
+    return out, (w.w0, w.w1, w.w2), (m.w0, m.w1, m.w2)
 
 
 def lact_swiglu_reference(
@@ -191,13 +225,16 @@ def lact_swiglu_reference(
     if mode not in ('bidirectional', 'causal'):
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
-    run = _run_chunks_traceable if torch.jit.is_tracing() else _run_chunks
+    weights = _contiguous(weights)
+    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
-        return run(
-            q, k, v, eta, mu, valid, weights, momentum, lengths,
-            chunk_size, mode == 'bidirectional', use_muon, use_momentum,
-        )  # fmt: skip
+        if torch.jit.is_tracing():
+            out, w, m = _run_chunks_exported(
+                q, k, v, eta, mu, valid, tuple(weights), tuple(momentum), tuple(lengths), *options
+            )
+            return out.reshape(q.shape), FastWeights(*w), FastWeights(*m)  # tells the exporter the rank
+        return _run_chunks(q, k, v, eta, mu, valid, weights, momentum, lengths, *options)
 
 
 def lact_swiglu_frozen(q: Tensor, weights: FastWeights, chunk_size: int) -> Tensor:
@@ -208,4 +245,10 @@ def lact_swiglu_frozen(q: Tensor, weights: FastWeights, chunk_size: int) -> Tens
     with torch.autocast(device_type=q.device.type, enabled=False):
         if torch.jit.is_tracing():
             return read(weights, q)
+        weights = _contiguous(weights)
         return torch.cat([read(weights, part) for part in q.split(chunk_size, dim=2)], dim=2)
+
+
+def _contiguous(weights: FastWeights) -> FastWeights:
+    """Expanded initial weights laid out like updated ones: a product rounds otherwise for other strides."""
+    return FastWeights(weights.w0.contiguous(), weights.w1.contiguous(), weights.w2.contiguous())
