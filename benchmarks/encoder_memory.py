@@ -1,0 +1,78 @@
+"""GPU memory of one training step, for the batch sizes in the headers of the YAMLs.
+
+    python benchmarks/encoder_memory.py --output benchmarks/results/encoder_memory.json
+
+Encoder, CTC loss and AdamW of a config, rows of 16.7 s of random features, forward + backward + step; peak of
+torch.cuda.max_memory_allocated. Needs a CUDA GPU.
+"""
+
+import argparse
+import json
+import platform
+from datetime import date
+
+import torch
+
+from nemo_lact.modules import LaCTEncoder
+
+SIZES = {
+    'small': dict(d_model=256, n_layers=12, n_heads=4, num_lact_heads=2),
+    'base': {},
+    'large': dict(d_model=1024, n_layers=24, n_heads=16, num_lact_heads=4),
+    'conformer_base': dict(d_model=512, n_layers=16, n_heads=8, num_lact_heads=4, conv_kernel_size=9, macaron=True),
+}
+
+
+def peak_gib(options: dict, batch: int, dtype, frames: int = 1670) -> float:
+    encoder = LaCTEncoder(**options).cuda().train()
+    head = torch.nn.Linear(encoder.d_model, 129).cuda()
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-4)
+    signal = torch.randn(batch, 80, frames, device='cuda')
+    length = torch.full((batch,), frames, device='cuda')
+    targets = torch.randint(0, 128, (batch, 60), device='cuda')
+    for step in range(2):  # the second has the optimiser's state
+        if step:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.autocast('cuda', dtype=dtype, enabled=dtype is not None):
+            out, n = encoder(audio_signal=signal, length=length)
+            logits = head(out.transpose(1, 2)).float().log_softmax(-1)
+        loss = torch.nn.functional.ctc_loss(
+            logits.transpose(0, 1), targets, n, torch.full((batch,), 60, device='cuda'), blank=128
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', help='JSON file to write')
+    args = parser.parse_args()
+    rows = []
+    for name, options in SIZES.items():
+        for precision, dtype in (('32', None), ('bf16-mixed', torch.bfloat16)):
+            for batch in (8, 16, 32, 64):
+                try:
+                    peak = round(peak_gib(options, batch, dtype), 2)
+                except torch.cuda.OutOfMemoryError:
+                    peak = None
+                torch.cuda.empty_cache()
+                rows.append(dict(model=name, precision=precision, batch=batch, seconds=16.7, peak_gib=peak))
+                print(rows[-1], flush=True)
+    report = {
+        'device': torch.cuda.get_device_name(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'date': date.today().isoformat(),
+        'command': 'python benchmarks/encoder_memory.py',
+        'rows': rows,
+    }
+    if args.output:
+        with open(args.output, 'w') as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == '__main__':
+    main()

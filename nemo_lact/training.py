@@ -1,0 +1,207 @@
+"""`nemo-lact train`: what NeMo's speech_to_text_ctc.py and speech_to_text_ctc_bpe.py do, without a NeMo checkout.
+
+`compose` gives the config, `check` looks at all that can be checked before anything is built, `train` runs it.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_lact.registration import config_dir
+from nemo_lact.transcription import read_manifest
+
+CPU_TRAINER = {'accelerator': 'auto', 'devices': 1, 'strategy': 'auto', 'precision': 32}
+DATASETS = ('train_ds', 'validation_ds', 'test_ds')
+
+
+class ConfigError(ValueError):
+    """The config cannot be used as it is: an unknown name, a bad override or missing values."""
+
+
+def config_names(folder: str | Path) -> list[str]:
+    """Names of the configs in a folder, as `--config-name` takes them."""
+    return sorted(path.stem for path in Path(folder).glob('*.yaml'))
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), config_path: str | Path | None = None) -> DictConfig:
+    """The config after Hydra overrides, complete (no `???` left).
+
+    Args:
+        config_name: file name without .yaml.
+        overrides: as on the command line of NeMo's scripts: `key=value`, `+new=value`, `~gone`.
+        config_path: folder of the YAMLs; None is that of this package.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ConfigError: no such config, an override that Hydra refuses, or mandatory values that are missing.
+    """
+    folder = Path(config_path or config_dir()).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no config folder at {folder}')
+    name = config_name.removesuffix('.yaml')
+    if name not in config_names(folder):
+        raise ConfigError(f"no config '{config_name}' in {folder}; there: {', '.join(config_names(folder)) or 'none'}")
+    import nemo.core.config  # noqa: F401  NeMo's resolvers (${multiply:...} and others)
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base=None):
+            cfg = hydra_compose(name, overrides=list(overrides))
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f'{name}: {error}') from error
+    if missing:
+        raise ConfigError(
+            f'{name}: {len(missing)} mandatory values are missing; give each as KEY=VALUE:\n  '
+            + '\n  '.join(f'{key}=...' for key in missing)
+            + _without_validation(missing)
+        )
+    return cfg
+
+
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config with trainer settings that work on this machine, after a look at its files.
+
+    On a machine without a GPU, `trainer.accelerator`, `devices`, `strategy` and `precision` become those of
+    `CPU_TRAINER`, except where `overrides` sets them.
+
+    Raises:
+        ConfigError: a section is missing, or a GPU is asked for and there is none.
+        FileNotFoundError: a manifest or the tokenizer folder does not exist.
+        ValueError: a manifest is empty, or no row of it is within min_duration and max_duration.
+    """
+    for section in ('trainer', 'model'):
+        if cfg.get(section) is None:
+            raise ConfigError(f"the config has no section '{section}'; it has {', '.join(cfg) or 'nothing'}")
+    cfg = _fit_to_machine(cfg, overrides)
+    tokenizer = (cfg.model.get('tokenizer') or {}).get('dir')
+    if tokenizer and not Path(tokenizer).expanduser().is_dir():
+        raise FileNotFoundError(f'no tokenizer folder at model.tokenizer.dir={tokenizer}; it holds tokenizer.model')
+    if cfg.model.get('train_ds') is None:
+        raise ConfigError('the config has no model.train_ds; there is nothing to train on')
+    for section in DATASETS:
+        dataset = cfg.model.get(section)
+        for path in _plain_manifests(dataset):
+            _check_manifest(path, dataset, f'model.{section}')
+    return cfg
+
+
+def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
+    """Train as NeMo's scripts do: Trainer, exp_manager, model, optional start weights, fit, test if there is test_ds.
+
+    Args:
+        callbacks: Lightning callbacks beside those of the config (NeMo's guard lets no foreign ones into a config).
+
+    Returns:
+        The .nemo files written, newest first; empty without exp_manager, and on other ranks than the first.
+
+    Raises:
+        ValueError: the data loader drops every row, or the config needs what is not there.
+    """
+    import lightning.pytorch as pl
+    from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+    from nemo.utils.exp_manager import exp_manager
+    from nemo.utils.trainer_utils import resolve_trainer_cfg
+
+    started = time.time()
+    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+    trainer.callbacks.extend(callbacks)
+    exp_manager(trainer, cfg.get('exp_manager'))
+    model_class = EncDecCTCModel if cfg.model.get('tokenizer') is None else EncDecCTCModelBPE
+    try:
+        model = model_class(cfg=cfg.model, trainer=trainer)
+    except ValueError as error:
+        if 'num_samples' in str(error):  # torch's sampler over a data set of no rows
+            raise _all_dropped(cfg.model.train_ds) from error
+        raise
+    _check_loader(model)
+    model.maybe_init_from_pretrained_checkpoint(cfg)
+    trainer.fit(model)
+    test = cfg.model.get('test_ds')
+    if test is not None and test.get('manifest_filepath') is not None and model.prepare_test(trainer):
+        trainer.test(model)
+    folder = getattr(trainer.checkpoint_callback, 'dirpath', None)
+    if folder is None or not trainer.is_global_zero:
+        return []
+    written = [p for p in Path(folder).glob('*.nemo') if p.stat().st_mtime >= started - 1]
+    return sorted(written, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _fit_to_machine(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    import torch
+
+    if torch.cuda.is_available():
+        return cfg
+    given = {override.lstrip('+~').split('=')[0] for override in overrides}
+    asked = str(cfg.trainer.get('accelerator'))
+    if asked in ('gpu', 'cuda'):
+        raise ConfigError(f'trainer.accelerator={asked}, but torch finds no GPU; use trainer.accelerator=auto')
+    if asked not in ('auto', 'cpu', 'None'):
+        return cfg  # mps, tpu: the user's business
+    changes = {key: value for key, value in CPU_TRAINER.items() if f'trainer.{key}' not in given}
+    return OmegaConf.merge(cfg, {'trainer': changes})
+
+
+def _plain_manifests(dataset: DictConfig | None) -> list[str]:
+    """Manifests that are local JSON files. Tarred and remote data, and Lhotse's own formats, are left to NeMo."""
+    if dataset is None or dataset.get('is_tarred') or dataset.get('tarred_audio_filepaths'):
+        return []
+    paths = dataset.get('manifest_filepath')
+    if paths is None:
+        return []
+    paths = list(paths) if isinstance(paths, ListConfig) else str(paths).split(',')
+    return [p for p in paths if isinstance(p, str) and not any(mark in p for mark in ('://', '{', '_OP_'))]
+
+
+def _check_manifest(path: str, dataset: DictConfig, section: str) -> None:
+    try:
+        rows = read_manifest(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{section}.manifest_filepath={path}: no such file') from error
+    except ValueError as error:
+        raise ValueError(f'{section}.manifest_filepath: {error}') from error
+    for number, row in enumerate(rows, 1):
+        if not ('audio_filepath' in row or 'audio_filename' in row) or not isinstance(
+            row.get('duration'), (int, float)
+        ):
+            raise ValueError(f"{path}, row {number}: needs 'audio_filepath' and 'duration' (seconds), has {list(row)}")
+    low, high = dataset.get('min_duration'), dataset.get('max_duration')
+    low, high = 0 if low is None else low, float('inf') if high is None else high
+    if not any(low <= row['duration'] <= high for row in rows):
+        spans = [row['duration'] for row in rows]
+        raise ValueError(
+            f'{section}: none of the {len(rows)} rows of {path} is within min_duration={low} and max_duration={high} '
+            f'(they have {min(spans):g} to {max(spans):g} s); change the limits or cut the recordings'
+        )
+
+
+def _check_loader(model) -> None:
+    """Stop if the loader has no row left: with Lhotse, training would look for one for ever."""
+    data = model.cfg.train_ds
+    if data.get('use_lhotse'):
+        one_pass = {'force_finite': True, 'shuffle': False, 'num_workers': 0, 'concurrent_bucketing': False}
+        config = OmegaConf.create({**OmegaConf.to_container(data, resolve=True), **one_pass})
+        if next(iter(model._setup_dataloader_from_config(config)), None) is None:
+            raise _all_dropped(data)
+    elif model._train_dl is None:
+        raise ValueError('NeMo made no loader from model.train_ds; run with --verbose to see why')
+
+
+def _all_dropped(data: DictConfig) -> ValueError:
+    return ValueError(
+        f'model.train_ds: the loader drops every row of {data.get("manifest_filepath") or "the data"}; look at '
+        f'min_duration, max_duration, the limits on tokens (min_tps, max_tps, ...) and the texts'
+    )
+
+
+def _without_validation(missing: Sequence[str]) -> str:
+    if any(key.startswith('model.validation_ds.') for key in missing):
+        return '\nTo train without a validation set: ~model.validation_ds'
+    return ''

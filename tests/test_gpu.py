@@ -1,0 +1,108 @@
+"""The encoder on a GPU: the same numbers as on the CPU, half precision, compiled, moved states. Skipped without one."""
+
+import copy
+
+import pytest
+import torch
+
+from nemo_lact.modules import LaCTEncoder
+from nemo_lact.state import LaCTState
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+
+OPTIONS = dict(d_model=256, n_layers=3, n_heads=4, num_lact_heads=2, lact_chunk_size=32, att_context_size=[24, 24],
+               dropout=0.0, dropout_pre_encoder=0.0)  # fmt: skip
+
+
+def relative(a, b):
+    return (a.cpu().float() - b.cpu().float()).norm() / b.cpu().float().norm()
+
+
+def batch():
+    return torch.randn(4, 80, 1500), torch.tensor([1500, 1111, 7, 0])
+
+
+@pytest.fixture(params=[{}, dict(conv_kernel_size=9, macaron=True), dict(lact_mode='causal', use_muon=False)])
+def pair(request):
+    cpu = LaCTEncoder(**{**OPTIONS, **request.param})
+    return cpu, copy.deepcopy(cpu).cuda()
+
+
+@pytest.fixture(autouse=True)
+def full_fp32():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def test_gpu_equals_cpu(pair, contract):
+    signal, lengths = batch()
+    with torch.inference_mode():
+        a, n, state = pair[0].eval().forward_with_state(signal, lengths)
+        b, m, other = pair[1].eval().forward_with_state(signal.cuda(), lengths.cuda())
+    assert torch.equal(n, m.cpu())
+    for row in (0, 1):
+        contract('GPU = CPU (relative, fp32)', relative(b[row, :, : n[row]], a[row, :, : n[row]]), 1e-4)
+    for x, y in zip(other.weights, state.weights):
+        contract('GPU = CPU, state (relative, fp32)', relative(x, y), 1e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_follows_fp32(pair, contract, dtype):
+    signal, lengths = batch()
+    encoder = pair[1].eval()
+    with torch.inference_mode():
+        truth, n = encoder(audio_signal=signal.cuda(), length=lengths.cuda())
+        with torch.autocast('cuda', dtype=dtype):
+            out, _ = encoder(audio_signal=signal.cuda(), length=lengths.cuda())
+    assert out.isfinite().all()
+    contract(f'{str(dtype)[6:]} autocast = fp32 on GPU (relative)', relative(out[0], truth[0]), 5e-2)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
+def test_training_steps(pair, dtype, compiled):
+    encoder = pair[1].train()
+    if compiled:
+        torch._dynamo.reset()
+        encoder.layers = torch.nn.ModuleList(torch.compile(layer) for layer in encoder.layers)
+    head = torch.nn.Linear(256, 30).cuda()
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
+    scaler = torch.amp.GradScaler('cuda', enabled=dtype == torch.float16)
+    signal, lengths = batch()
+    signal, lengths = signal[:2].cuda(), lengths[:2].cuda()
+    targets = torch.randint(1, 30, (2, 40)).cuda()
+    losses = []
+    for _ in range(8):
+        with torch.autocast('cuda', dtype=dtype, enabled=dtype is not None):
+            out, n = encoder(audio_signal=signal, length=lengths)
+            logits = head(out.transpose(1, 2)).float().log_softmax(-1)
+        loss = torch.nn.functional.ctc_loss(logits.transpose(0, 1), targets, n, torch.tensor([40, 40]).cuda())
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        finite = all(p.grad.isfinite().all() for p in encoder.parameters() if p.requires_grad)
+        assert finite or dtype == torch.float16  # the scaler skips such a step and lowers its scale
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert finite and losses[-1] < 0.8 * losses[0]
+
+
+def test_compiled_equals_eager(pair, contract):
+    torch._dynamo.reset()
+    encoder = pair[1].eval()
+    fast = copy.deepcopy(encoder)
+    fast.layers = torch.nn.ModuleList(torch.compile(layer) for layer in fast.layers)
+    signal, lengths = (x.cuda() for x in batch())
+    with torch.inference_mode():
+        a, b = (e(audio_signal=signal, length=lengths)[0] for e in (encoder, fast))
+    contract('compiled = eager on GPU (relative, fp32)', relative(b[0], a[0]), 1e-4)
+
+
+def test_state_travels(pair, tmp_path, contract):
+    signal, lengths = batch()
+    with torch.inference_mode():
+        state = pair[1].eval().forward_with_state(signal.cuda(), lengths.cuda())[2]
+    state.save(tmp_path / 'x.safetensors')
+    for other in (state.to('cpu').to('cuda'), LaCTState.load(tmp_path / 'x.safetensors', device='cuda')):
+        for a, b in zip((*state.weights, *state.momentum), (*other.weights, *other.momentum)):
+            contract('state GPU → CPU → GPU and disk (exact)', (a - b).abs().max(), 0.0)
