@@ -58,13 +58,14 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
     d_hidden = v @ w1  # [B, H, C, m]: gradient at the hidden layer, ∂⟨f, v⟩/∂h = W1ᵀ v
     d_up = d_hidden * act
     d_gate = d_hidden * up * sigma * (1 + gate * (1 - sigma))
-    k_0 = (k * eta[..., 0, :]).to(k.dtype)  # [B, H, C, d]
-    v_1 = (v * eta[..., 1, :]).to(k.dtype)
-    k_2 = (k * eta[..., 2, :]).to(k.dtype)
+    # Outer products in the state's precision: rounding a sum of fewer frames than channels to bf16 fills its null
+    # space with noise, which orthogonalising enlarges some 500 times.
+    dtype = weights.w0.dtype
+    k_0, v_1, k_2 = k.to(dtype) * eta[..., 0, :], v.to(dtype) * eta[..., 1, :], k.to(dtype) * eta[..., 2, :]
     return FastWeights(
-        (_t(d_gate) @ k_0).to(weights.w0.dtype),  # [B, H, m, d]
-        (_t(v_1) @ (act * up)).to(weights.w1.dtype),  # [B, H, d, m]
-        (_t(d_up) @ k_2).to(weights.w2.dtype),  # [B, H, m, d]
+        _t(d_gate).to(dtype) @ k_0.to(dtype),  # [B, H, m, d]
+        _t(v_1).to(dtype) @ (act * up).to(dtype),  # [B, H, d, m]
+        _t(d_up).to(dtype) @ k_2.to(dtype),  # [B, H, m, d]
     )
 
 

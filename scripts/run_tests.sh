@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The second command: makes the environment of the tests and runs them. Arguments go to pytest:
+#   scripts/run_tests.sh                      everything
+#   scripts/run_tests.sh -m 'not slow'        the quick ones
+#   scripts/run_tests.sh tests/ops -k muon
+# The environment is .venv-tests, unless one is active; scripts/show_options.sh lists the variables that change it.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib_env.sh"
+
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit
+fi
+prepare_environment "$REPOSITORY/.venv-tests" dev
+use_half_of_the_cores
+cd "$REPOSITORY"
+exec "$python" -m pytest "$@"

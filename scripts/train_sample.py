@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Train a model on a folder of manifests, transcribe its held-out speech and write a report.
+
+    python scripts/train_sample.py [options] [hydra.key=value ...]
+
+The recipe is a config (model, optimiser, schedule, time limit); the options and overrides change it. Training goes
+through NeMo exactly as its speech_to_text_ctc.py does. A run that was interrupted goes on from its last checkpoint
+when it is started again with the same --output-dir; one that had ended is only evaluated again.
+
+Writes into --output-dir: model.nemo (the weights of the best validation), test_transcripts.json, report.md,
+report.png, and training/ (NeMo's logs and checkpoints).
+"""
+
+import argparse
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = 'lact_ctc_char_sample'
+SHOWN_SECONDS = 3.5  # the report's picture takes the held-out utterance whose length is closest to this
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config-name', default=DEFAULT_CONFIG, help='config to use (default: %(default)s)')
+    parser.add_argument('--config-path', help='folder of the configs (default: those of nemo_lact)')
+    parser.add_argument(
+        '--data-dir',
+        type=Path,
+        default=REPOSITORY / 'data' / 'asterisk_en',
+        help='folder with train.json, dev.json and test.json, NeMo manifests (default: the bundled speech)',
+    )
+    parser.add_argument('--output-dir', type=Path, default=Path('runs/sample'), help='default: %(default)s')
+    parser.add_argument('--batch-size', type=int, help='utterances per training batch')
+    parser.add_argument('--epochs', type=int, help='train this many epochs, without the time limit of the config')
+    parser.add_argument('--init-from', type=Path, metavar='FILE.nemo', help='start from the weights of this model')
+    parser.add_argument('--verbose', action='store_true', help="show NeMo's log")
+    parser.add_argument('overrides', nargs='*', metavar='key=value', help='Hydra overrides of the config')
+    return parser.parse_args()
+
+
+def hydra_overrides(args: argparse.Namespace) -> list[str]:
+    """The options as Hydra overrides, before those of the user, which so have the last word."""
+    quoted = {
+        'model.train_ds.manifest_filepath': args.data_dir / 'train.json',
+        'model.validation_ds.manifest_filepath': args.data_dir / 'dev.json',
+        '++exp_manager.explicit_log_dir': args.output_dir / 'training',
+    }
+    if args.init_from:
+        quoted['+init_from_nemo_model'] = args.init_from
+    overrides = [f'{key}={quote(path.resolve())}' for key, path in quoted.items()]
+    overrides += [
+        '++exp_manager.resume_if_exists=true',
+        '++exp_manager.resume_ignore_no_checkpoint=true',  # the first time there is nothing to resume
+        '++exp_manager.resume_past_end=true',
+        '++exp_manager.checkpoint_callback_params.save_best_model=true',
+        '++trainer.enable_progress_bar=false',
+    ]
+    if args.batch_size:
+        overrides.append(f'model.train_ds.batch_size={args.batch_size}')
+    if args.epochs:
+        overrides += [f'trainer.max_epochs={args.epochs}', '++trainer.max_steps=-1', '++trainer.max_time=null']
+    return overrides + args.overrides
+
+
+def quote(value) -> str:
+    """A path for Hydra's override grammar: with blanks, commas, '=' or quotes in it."""
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def evaluate(model_file: Path, manifest: Path):
+    """Restore the saved model, as a user would, and score it: (model, summary, scored rows)."""
+    from nemo_lact.evaluation import score
+    from nemo_lact.transcription import collect, load_model, transcribe
+
+    model = load_model(model_file)
+    rows = transcribe(model, collect([manifest]), batch_size=8, progress=False)
+    summary, rows = score(rows)
+    return model, summary, rows
+
+
+def mel_of(model, row):
+    """The features [mel channels, frames] that the model sees of one row's audio, a NumPy array."""
+    import librosa
+    import torch
+
+    samples, _ = librosa.load(row['audio_filepath'], sr=model.cfg.sample_rate)
+    signal = torch.from_numpy(samples).unsqueeze(0).to(model.device)
+    with torch.inference_mode():
+        mel, frames = model.preprocessor(
+            input_signal=signal, length=torch.tensor([signal.shape[1]], device=model.device)
+        )
+    return mel[0, :, : frames[0]].float().cpu().numpy()
+
+
+def facts_of(model, config_name, summary, seconds) -> dict:
+    import nemo
+    import torch
+
+    device = torch.cuda.get_device_name() if model.device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
+    return {
+        'Model': f'{type(model.encoder).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters',
+        'Config': config_name,
+        'Held-out speech': f'{summary["rows_scored"]} utterances, {summary["seconds"] / 60:.1f} min',
+        'Time of training, this call': f'{seconds / 60:.1f} min',
+        'Device': device,
+        'Software': f'NeMo {nemo.__version__}, torch {torch.__version__}, Python {platform.python_version()}',
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    # Imported here, so that --help and a mistyped option answer at once.
+    from nemo_lact.progress import PrintProgress
+    from nemo_lact.report import read_history, write_report
+    from nemo_lact.training import check, compose, train
+    from nemo_lact.transcription import check_nemo_file, collect, write_json_lines
+
+    overrides = hydra_overrides(args)
+    if args.init_from:
+        check_nemo_file(args.init_from)
+    collect([args.data_dir / 'test.json'])  # before minutes of training, not after
+    cfg = check(compose(args.config_name, overrides, args.config_path), overrides)
+    if not args.verbose:
+        from nemo.utils import logging
+
+        logging.setLevel(logging.ERROR)
+
+    started = time.monotonic()
+    training = args.output_dir / 'training'
+    try:
+        written = train(cfg, callbacks=[PrintProgress()])
+    except RuntimeError as error:
+        if 'state_dict' not in str(error):
+            raise
+        raise RuntimeError(
+            f'the config gives a model of other sizes than the one it should start from: a checkpoint in {training} '
+            f'(give another --output-dir, or remove that folder) or --init-from\n{error}'
+        ) from error
+    seconds = time.monotonic() - started
+    model_file = args.output_dir / 'model.nemo'
+    if written:
+        shutil.copyfile(written[0], model_file)
+    elif not model_file.exists():
+        raise RuntimeError(f'training ended without a model in {training}; remove that folder to start afresh')
+
+    model, summary, rows = evaluate(model_file, args.data_dir / 'test.json')
+    write_json_lines(rows, args.output_dir / 'test_transcripts.json')
+    shown = min(rows, key=lambda row: abs(row['duration'] - SHOWN_SECONDS))
+    page = write_report(
+        args.output_dir,
+        read_history(training),
+        summary['wer'],
+        summary['cer'],
+        samples=[shown] + [row for row in rows if row is not shown],
+        mel=mel_of(model, shown),
+        facts=facts_of(model, args.config_name, summary, seconds),
+        title=f'Training run: {cfg.get("name", args.config_name)}',
+    )
+    for row in [shown] + rows[:4]:
+        print(f'said        {row["text"]}\nrecognised  {row["pred_text"]}\n')
+    print(f'held-out speech: WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%} ({summary["rows_scored"]} utterances)')
+    print(f'model:  {model_file}\nreport: {page}')
+
+
+if __name__ == '__main__':
+    try:
+        main(parse_arguments())
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        sys.exit(f'train_sample.py: {error}')

@@ -1,0 +1,120 @@
+"""The scripts' options, up to where they would install or train."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SCRIPTS = REPOSITORY / 'scripts'
+
+pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir() or not shutil.which('bash'), reason='needs a checkout and bash')
+
+
+def run(script, *arguments, **environment):
+    command = ['bash', str(SCRIPTS / script), *arguments]
+    # Without an interpreter no call can get as far as an installation.
+    environment = {'PATH': '/usr/bin:/bin', 'PYTHON': '/no/such/python', **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--foo'], 'unknown option --foo'),
+        (['foo'], "unknown argument 'foo'"),
+        (['--epochs'], '--epochs needs a value'),
+        (['--epochs', '0'], '--epochs 0: needs a whole number above 0'),
+        (['--batch-size=many'], '--batch-size many: needs a whole number'),
+        (['--dataset-size', 'huge'], '--dataset-size huge: must be sample, minimal, standard or full'),
+        (['--dataset-size=full'], 'give --data-dir FOLDER'),
+        (['--config-name', 'nope'], 'there are: '),
+        (['--init-from', '/nope.nemo'], '--init-from /nope.nemo: no such file'),
+        (['--data-dir', '/nope'], 'no /nope/train.json'),
+        (['--download-only', '--skip-download'], 'exclude each other'),
+        ([], 'no /no/such/python found'),
+    ],
+)
+def test_wrong_use_ends_with_one_clear_message(arguments, message):
+    done = run('setup_and_train.sh', *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_unknown_options_come_with_the_list():
+    done = run('setup_and_train.sh', '--nope')
+    options = re.findall(r'^  (?:-h, )?(--[a-z-]+)', run('setup_and_train.sh', '--help').stdout, re.M)
+    assert len(options) == 11
+    assert all(option in done.stderr for option in options)
+
+
+def test_the_sample_needs_no_download():
+    done = run('setup_and_train.sh', '--download-only')
+    assert done.returncode == 0 and 'nothing to download' in done.stdout
+
+
+def test_options_are_listed_with_every_recipe():
+    done = run('show_options.sh')
+    assert done.returncode == 0, done.stderr
+    for config in (REPOSITORY / 'examples' / 'asr' / 'conf' / 'lact').glob('*.yaml'):
+        assert config.stem in done.stdout
+    for name in ('--init-from', 'TORCH_SPEC', 'SKIP_INSTALL', 'model.optim.lr'):
+        assert name in done.stdout
+
+
+def test_skip_install_says_what_is_missing():
+    python = shutil.which('python3', path='/usr/bin:/bin')
+    if python is None:
+        pytest.skip('no system Python')
+    done = run('run_tests.sh', '--version', PYTHON=python, SKIP_INSTALL='1', PYTHONNOUSERSITE='1')
+    if done.returncode != 0:  # 0: this system has all that is needed, and pytest printed its version
+        assert done.returncode == 2
+        assert re.search(r'has no torch|needs Python 3\.10', done.stderr)
+
+
+def test_scripts_pass_shellcheck():
+    if not shutil.which('shellcheck'):
+        pytest.skip('no shellcheck')
+    done = subprocess.run(
+        ['shellcheck', '-x', *map(str, sorted(SCRIPTS.glob('*.sh')))], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def train_sample(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import train_sample
+
+    return train_sample
+
+
+def parsed(train_sample, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['train_sample.py', *arguments])
+    args = train_sample.parse_arguments()
+    return train_sample.hydra_overrides(args)
+
+
+def test_paths_with_odd_characters_reach_the_config(train_sample, monkeypatch, tmp_path):
+    from nemo_lact.training import compose
+
+    folder = tmp_path / "it's = a, {folder} of mine"
+    overrides = parsed(train_sample, monkeypatch, '--output-dir', str(folder), '--data-dir', str(folder))
+    cfg = compose(train_sample.DEFAULT_CONFIG, overrides)
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert plain['model']['train_ds']['manifest_filepath'] == str(folder / 'train.json')
+    assert plain['exp_manager']['explicit_log_dir'] == str(folder / 'training')
+
+
+def test_the_users_overrides_have_the_last_word(train_sample, monkeypatch):
+    from nemo_lact.training import compose
+
+    overrides = parsed(train_sample, monkeypatch, '--epochs', '7', '--batch-size', '3', 'trainer.max_epochs=9')
+    cfg = compose(train_sample.DEFAULT_CONFIG, overrides)
+    assert (cfg.trainer.max_epochs, cfg.trainer.max_time, cfg.trainer.max_steps) == (9, None, -1)
+    assert cfg.model.train_ds.batch_size == 3
