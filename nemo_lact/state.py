@@ -1,9 +1,9 @@
 """`LaCTState`: what a stream remembers, as a value that is passed in and out, never kept inside modules."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, List, Sequence, Union
 
 import torch
 from safetensors import safe_open
@@ -61,12 +61,12 @@ class LaCTState:
     def clone(self) -> 'LaCTState':
         return self._map(Tensor.clone, Tensor.clone)
 
-    def select(self, rows: Union[Tensor, Sequence[int]]) -> 'LaCTState':
+    def select(self, rows: Tensor | Sequence[int]) -> 'LaCTState':
         """The streams `rows`, in that order; an index may come twice."""
         rows = self._rows(rows)
         return self._map(lambda t: t.index_select(1, rows), lambda p: p.index_select(0, rows))
 
-    def reset(self, rows: Union[Tensor, Sequence[int]]) -> 'LaCTState':
+    def reset(self, rows: Tensor | Sequence[int]) -> 'LaCTState':
         """A copy in which the streams `rows` are fresh."""
         rows = self._rows(rows)
         return self._map(lambda t: t.index_fill(1, rows, 0), lambda p: p.index_fill(0, rows, 0))
@@ -84,7 +84,7 @@ class LaCTState:
             position=torch.cat([s.position for s in states]),
         )
 
-    def save(self, path: Union[str, Path]) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {'position': self.position.contiguous()}
         for name, group in (('weights', self.weights), ('momentum', self.momentum)):
@@ -92,7 +92,7 @@ class LaCTState:
         save_file(tensors, str(path), metadata={'format': FORMAT, 'fingerprint': json.dumps(self.fingerprint)})
 
     @classmethod
-    def load(cls, path: Union[str, Path], fingerprint: str = None, device='cpu') -> 'LaCTState':
+    def load(cls, path: str | Path, fingerprint: str = None, device='cpu') -> 'LaCTState':
         """Read what `save` wrote.
 
         Args:
@@ -128,6 +128,6 @@ class LaCTState:
         return index
 
 
-def _in_order(tensors: dict, group: str) -> List[Tensor]:
+def _in_order(tensors: dict, group: str) -> list[Tensor]:
     names = sorted(n for n in tensors if n.startswith(group + '.'))
     return tuple(tensors[n] for n in names)

@@ -12,7 +12,8 @@ BLUE, ORANGE, GREY = '#dbe9f6', '#fde4cf', '#eeeeee'
 
 
 def box(ax, x, y, w, h, text, color):
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0.02,rounding_size=0.12', fc=color, ec='#444', lw=1.2))
+    style = 'round,pad=0.02,rounding_size=0.12'
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=style, fc=color, ec='#444', lw=1.2))
     ax.text(x + w / 2, y + h / 2, text, ha='center', va='center', fontsize=10)
 
 
@@ -30,7 +31,8 @@ ax.axis('off')
 box(ax, 4.4, 0.2, 3.2, 0.6, 'norm', GREY)
 box(ax, 4.4, 1.25, 3.2, 0.6, 'one projection: q, k, v', GREY)
 box(ax, 0.5, 2.6, 4.2, 1.3, 'window attention\nframes t − left … t + right\nthe near past, exactly', BLUE)
-box(ax, 5.6, 2.6, 4.2, 1.3, 'memory: fast weights\n$W_1(\\,\\mathrm{silu}(W_0 q) \\odot W_2 q\\,)$\nthe whole recording', ORANGE)
+MEMORY = 'memory: fast weights\n$W_1(\\,\\mathrm{silu}(W_0 q) \\odot W_2 q\\,)$\nthe whole recording'
+box(ax, 5.6, 2.6, 4.2, 1.3, MEMORY, ORANGE)
 box(ax, 10.25, 2.6, 1.7, 1.3, 'update\nonce a chunk:\n$W \\leftarrow W + M$', ORANGE)
 box(ax, 5.9, 4.35, 3.6, 0.5, 'norm and gate, per head', GREY)
 box(ax, 4.4, 5.25, 3.2, 0.6, '+   then output projection', GREY)

@@ -1,7 +1,7 @@
 """The memory of a layer as a module: its learned initial weights, step sizes, gates, and the call into ops."""
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -112,9 +112,9 @@ class FastWeightMemory(nn.Module):
         cos: Tensor,
         sin: Tensor,
         adaptation: bool,
-        state: Optional[MemoryState],
+        state: MemoryState | None,
         keep_state: bool,
-    ) -> Tuple[Tensor, Optional[MemoryState]]:
+    ) -> tuple[Tensor, MemoryState | None]:
         """
         Args:
             x: [B, T, D] input of the layer (normed), from which step sizes and gates are made.
@@ -175,7 +175,7 @@ class FastWeightMemory(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(x.size(0), x.size(1), self.heads, self.width).transpose(1, 2)  # [B, H, T, d]
 
-    def _steps(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def _steps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Step sizes [B, H, T, 3, 1 or d] and momentum gate [B, H, T], fp32."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         eta = F.softplus(self.lr_proj(x).to(dtype) + self.lr_base)

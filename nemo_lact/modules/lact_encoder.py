@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from typing import List, Optional, Tuple
 
 import torch
 from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
@@ -95,7 +94,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
     def disabled_deployment_output_names(self) -> set:
         return set()
 
-    def input_example(self, max_batch: int = 1, max_dim: int = 256) -> Tuple[Tensor, Tensor]:
+    def input_example(self, max_batch: int = 1, max_dim: int = 256) -> tuple[Tensor, Tensor]:
         """Random features [max_batch, feat_in, max_dim] and lengths, for tracing."""
         device = next(self.parameters()).device
         signal = torch.randn(max_batch, self._feat_in, max_dim, device=device)
@@ -104,10 +103,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
 
     def change_attention_model(
         self,
-        self_attention_model: Optional[str] = None,
-        att_context_size: Optional[List[int]] = None,
+        self_attention_model: str | None = None,
+        att_context_size: list[int] | None = None,
         update_config: bool = True,
-        device: Optional[torch.device] = None,
+        device: torch.device | None = None,
     ) -> None:
         """Change the attention window of a built model; arguments as ConformerEncoder's.
 
@@ -180,8 +179,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         return outputs, lengths
 
     def forward_with_state(
-        self, audio_signal: Tensor, length: Optional[Tensor] = None, state: Optional[LaCTState] = None
-    ) -> Tuple[Tensor, Tensor, LaCTState]:
+        self, audio_signal: Tensor, length: Tensor | None = None, state: LaCTState | None = None
+    ) -> tuple[Tensor, Tensor, LaCTState]:
         """`forward` that starts from `state` (None: fresh) and returns the state after the last frame.
 
         The memory carries over; attention and convolution see only this input.
@@ -192,8 +191,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         return self._encode(audio_signal, length, state, keep_state=True)
 
     def _encode(
-        self, audio_signal: Tensor, length: Optional[Tensor], state: Optional[LaCTState], keep_state: bool
-    ) -> Tuple[Tensor, Tensor, Optional[LaCTState]]:
+        self, audio_signal: Tensor, length: Tensor | None, state: LaCTState | None, keep_state: bool
+    ) -> tuple[Tensor, Tensor, LaCTState | None]:
         if audio_signal.size(1) != self._feat_in:
             raise ValueError(
                 f'audio_signal is {tuple(audio_signal.shape)}, expected [B, {self._feat_in}, T]: '
@@ -254,7 +253,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
             self.register_accessible_tensor(name=f'interctc/layer_output_{index}', tensor=x.transpose(1, 2))
             self.register_accessible_tensor(name=f'interctc/layer_length_{index}', tensor=length)
 
-    def _check_state(self, state: Optional[LaCTState], batch: int) -> None:
+    def _check_state(self, state: LaCTState | None, batch: int) -> None:
         if state is None:
             return
         if state.batch_size != batch:
@@ -267,7 +266,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
                 f'use the model that made it'
             )
 
-    def _stack_states(self, layers, length: Tensor, state: Optional[LaCTState]) -> LaCTState:
+    def _stack_states(self, layers, length: Tensor, state: LaCTState | None) -> LaCTState:
         weights = tuple(torch.stack(t) for t in zip(*(memory.weights for memory in layers)))
         momentum = ()
         if self.config.use_momentum:
@@ -276,7 +275,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         return LaCTState(weights, momentum, position, self.fingerprint() if state is None else state.fingerprint)
 
 
-def _layer_state(state: Optional[LaCTState], index: int) -> Optional[MemoryState]:
+def _layer_state(state: LaCTState | None, index: int) -> MemoryState | None:
     if state is None:
         return None
     weights = FastWeights(*(t[index] for t in state.weights))

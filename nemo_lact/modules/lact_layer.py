@@ -1,6 +1,5 @@
 """One block of the encoder: window attention and memory on a shared projection, convolution, feed-forward."""
 
-from typing import Optional, Tuple
 
 import torch.nn.functional as F
 from nemo.collections.asr.parts.submodules.conformer_modules import ConformerConvolution
@@ -43,11 +42,11 @@ class LaCTMixer(nn.Module):
         valid: Tensor,
         cos: Tensor,
         sin: Tensor,
-        window: Tuple[int, int],
+        window: tuple[int, int],
         adaptation: bool,
-        state: Optional[MemoryState],
+        state: MemoryState | None,
         keep_state: bool,
-    ) -> Tuple[Tensor, Optional[MemoryState]]:
+    ) -> tuple[Tensor, MemoryState | None]:
         """x [B, T, D], valid [B, T], tables [T, width / 2] -> ([B, T, D], state)."""
         batch, frames, d_model = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
@@ -91,11 +90,11 @@ class LaCTLayer(nn.Module):
         valid: Tensor,
         cos: Tensor,
         sin: Tensor,
-        window: Tuple[int, int],
+        window: tuple[int, int],
         adaptation: bool,
-        state: Optional[MemoryState] = None,
+        state: MemoryState | None = None,
         keep_state: bool = True,
-    ) -> Tuple[Tensor, Optional[MemoryState]]:
+    ) -> tuple[Tensor, MemoryState | None]:
         """x [B, T, D], valid [B, T] bool -> ([B, T, D], the memory's state after the last frame)."""
         if self.ff1 is not None:
             x = x + self.ff_scale * self.dropout(self.ff1(self.norm_ff1(x)))

@@ -1,12 +1,11 @@
 """Rotary positions (arXiv 2104.09864)."""
 
-from typing import Tuple
 
 import torch
 from torch import Tensor
 
 
-def rotary_tables(positions: Tensor, width: int, theta: float) -> Tuple[Tensor, Tensor]:
+def rotary_tables(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [..., T, width / 2] fp32 of the angles at `positions` [..., T].
 
     Angles are made in float64: after ten hours the position is 450,000, where float32 is off by 0.03 rad.
@@ -18,7 +17,7 @@ def rotary_tables(positions: Tensor, width: int, theta: float) -> Tuple[Tensor, 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + width / 2) of x [..., T, width]; tables broadcast to [..., T, width / 2]. Keeps the dtype."""
+    """Rotate pairs (i, i + width / 2) of x [..., T, width]; tables as `rotary_tables` gives. Keeps the dtype."""
     y = x if x.dtype == torch.float64 else x.float()
     a, b = y.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -107,7 +107,8 @@ def test_spec_augment_runs_before_the_encoder(tiny):
 def test_raw_waveform_front_end(tiny, audio):
     """NeMo's ConvFeatureEncoder (wav2vec 2.0) in place of the mel spectrogram: 20 ms features, 2x subsampling."""
     layers = [{'emb_dim': 12, 'kernel_size': 10, 'stride': 5}]
-    layers += [{'emb_dim': 12, 'kernel_size': 3, 'stride': 2}] * 4 + [{'emb_dim': 12, 'kernel_size': 2, 'stride': 2}] * 2
+    layers += [{'emb_dim': 12, 'kernel_size': 3, 'stride': 2}] * 4
+    layers += [{'emb_dim': 12, 'kernel_size': 2, 'stride': 2}] * 2
     front = {'_target_': 'nemo_lact.modules.waveform.ConvFeatureEncoder', 'conv_layers': layers, 'embedding_dim': 16}
     model = build({**tiny, 'subsampling_factor': 2}, preprocessor=front)
     signal, lengths, text, n = batch()

@@ -51,25 +51,20 @@ def test_rows_without_any_frame_are_finite():
         assert window_attention(q, q, q, valid, *window).isfinite().all()
 
 
-def test_memory_is_linear_in_length():
+def test_memory_is_linear_in_length(monkeypatch):
     """No T × T matrix: 20 times the length may cost some 20 times the mask, not 400 times."""
-    sizes = []
+    seen = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, dropout_p=0.0):
+        seen.append(attn_mask.numel() + key.numel())
+        return original(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
+
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', spy)
     for frames in (1000, 20000):
         q = torch.randn(1, 1, frames, 2)
-        seen = []
-        original = torch.nn.functional.scaled_dot_product_attention
-
-        def spy(query, key, value, attn_mask=None, dropout_p=0.0):
-            seen.append(attn_mask.numel() + key.numel())
-            return original(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
-
-        torch.nn.functional.scaled_dot_product_attention = spy
-        try:
-            window_attention(q, q, q, torch.ones(1, frames, dtype=torch.bool), 16, 16)
-        finally:
-            torch.nn.functional.scaled_dot_product_attention = original
-        sizes.append(sum(seen))
-    assert sizes[1] < 25 * sizes[0]
+        window_attention(q, q, q, torch.ones(1, frames, dtype=torch.bool), 16, 16)
+    assert len(seen) == 2 and seen[1] < 25 * seen[0]
 
 
 def test_flash_path_packs_rows(monkeypatch):
