@@ -89,7 +89,6 @@ say "[2/3] environment"
 prepare_environment "$REPOSITORY/.venv" ''
 
 say "[3/3] training, transcription and report"
-use_half_of_the_cores
 "$python" "$REPOSITORY/scripts/train_sample.py" --data-dir "$data_dir" --config-name "$config" \
     --output-dir "$output_dir" "${train_options[@]}"
 say "done after $((SECONDS / 60)) min $((SECONDS % 60)) s"
