@@ -126,8 +126,14 @@ def test_wheel_without_configs_is_refused(source, tmp_path):
         build(copy, "wheel", tmp_path)
 
 
-def test_uninstall_leaves_torch_importable(source, python, tmp_path):
+def test_uninstall_leaves_nothing_behind(source, python):
+    """An entry point without its package would stop `import torch`."""
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", source, python=python)
+    # This environment's own folder only: it also sees the packages of the one that runs the tests.
+    look = (
+        "import importlib.metadata as m, os, sysconfig; p = sysconfig.get_path('purelib');"
+        "print([d.metadata['Name'] for d in m.distributions(path=[p])], [n for n in os.listdir(p) if 'lact' in n])"
+    )
+    assert "nemo-lact" in run(python, "-c", look)
     pip("uninstall", "--yes", "nemo-lact", python=python)
-    out = run(python, "-c", "import torch, importlib.util; print(importlib.util.find_spec('nemo_lact'))")
-    assert out.strip() == "None"
+    assert run(python, "-c", look).strip() == "[] []"

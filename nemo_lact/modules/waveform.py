@@ -20,7 +20,7 @@ def _load():
             raise
     stand_in = ModuleType(_GONE)
     stand_in.TransformerEncoder = importlib.import_module(
-        'nemo.collections.asr.modules.transformer.transformer_encoders_nlp'
+        'nemo.collections.asr.modules.transformer.transformer_encoders'
     ).TransformerEncoder
     sys.modules[_GONE] = stand_in
     try:
