@@ -21,8 +21,8 @@ die() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
 
-# Half of the cores compute, the others read audio. torch's threads wait actively for each other: one thread more than
-# there are free cores makes training several times slower, one less costs little.
+# For the tests, which start processes of their own. torch's threads wait actively for each other: one thread more than
+# there are free cores makes torch several times slower, one less costs little.
 use_half_of_the_cores() {
     local cores
     cores="$(getconf _NPROCESSORS_ONLN)"

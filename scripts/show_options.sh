@@ -8,7 +8,7 @@ configs="$scripts/../examples/asr/conf/lact"
 printf '\nEnvironment variables of setup_and_train.sh and run_tests.sh\n\n'
 sed -n '/^# What a caller may set:/,/^$/{/^#   /s/^#   /  /p}' "$scripts/lib_env.sh"
 cat <<'END'
-  OMP_NUM_THREADS  threads of torch on the CPU (default: half of the cores)
+  OMP_NUM_THREADS  threads of torch on the CPU (default: torch's own; half of the cores in run_tests.sh)
 
 Recipes (--config-name)
 

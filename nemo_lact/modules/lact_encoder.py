@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import MemoryState
 from nemo_lact.modules.lact_layer import LaCTLayer
-from nemo_lact.ops import FastWeights, rotary_tables
+from nemo_lact.ops import FastWeights, rotary_tables, zeros_like
 from nemo_lact.state import LaCTState
 
 
@@ -258,7 +258,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
             return
         if state.batch_size != batch:
             raise ValueError(f'state holds {state.batch_size} streams, the input {batch} rows; select or merge first')
-        own = tuple(self.layers[0].mixer.memory.w0().shape)
+        config = self.config
+        own = (config.num_lact_heads, config.lact_hidden_width, config.lact_head_width)
         theirs = tuple(state.weights[0].shape)
         if theirs[0] != self.n_layers or theirs[2:] != own:
             raise ValueError(
@@ -280,5 +281,5 @@ def _layer_state(state: LaCTState | None, index: int) -> MemoryState | None:
         return None
     weights = FastWeights(*(t[index] for t in state.weights))
     if not state.momentum:
-        return MemoryState(weights, FastWeights(*(torch.zeros_like(w) for w in weights)))
+        return MemoryState(weights, zeros_like(weights))
     return MemoryState(weights, FastWeights(*(t[index] for t in state.momentum)))

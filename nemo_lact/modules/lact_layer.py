@@ -1,6 +1,5 @@
 """One block of the encoder: window attention and memory on a shared projection, convolution, feed-forward."""
 
-
 import torch.nn.functional as F
 from nemo.collections.asr.parts.submodules.conformer_modules import ConformerConvolution
 from torch import Tensor, nn

@@ -138,14 +138,18 @@ def _run_chunks(
     eta: Tensor,
     mu: Tensor,
     valid: Tensor,
-    weights: FastWeights,
-    momentum: FastWeights,
-    lengths: FastWeights,
+    initial: Tuple[Tensor, Tensor, Tensor],
+    carried: Tuple[Tensor, Tensor, Tensor],
+    rows: Tuple[Tensor, Tensor, Tensor],
     chunk_size: int,
     bidirectional: bool,
     use_muon: bool,
     use_momentum: bool,
-) -> Tuple[Tensor, FastWeights, FastWeights]:
+) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]:
+    """The chunk loop. Weights, momentum and row lengths come and go as plain tuples: a trace keeps no others."""
+    weights = FastWeights(initial[0], initial[1], initial[2])
+    momentum = FastWeights(carried[0], carried[1], carried[2])
+    lengths = FastWeights(rows[0], rows[1], rows[2])
     outs = [q[:, :, :0]]
     for start in range(0, q.size(2), chunk_size):
         end = min(start + chunk_size, q.size(2))
@@ -161,32 +165,12 @@ def _run_chunks(
         )
         if bidirectional:
             outs.append(read(weights, q[:, :, start:end]))
-    return torch.cat(outs, dim=2), weights, momentum
+    out = torch.cat(outs, dim=2)
+    return out, (weights.w0, weights.w1, weights.w2), (momentum.w0, momentum.w1, momentum.w2)
 
 
-@torch.jit.script_if_tracing
-def _run_chunks_exported(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    mu: Tensor,
-    valid: Tensor,
-    weights: Tuple[Tensor, Tensor, Tensor],
-    momentum: Tuple[Tensor, Tensor, Tensor],
-    lengths: Tuple[Tensor, Tensor, Tensor],
-    chunk_size: int,
-    bidirectional: bool,
-    use_muon: bool,
-    use_momentum: bool,
-) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]:
-    """`_run_chunks` for export: a traced loop would freeze the example's number of chunks into the graph."""
-    w, m = FastWeights(weights[0], weights[1], weights[2]), FastWeights(momentum[0], momentum[1], momentum[2])
-    rows = FastWeights(lengths[0], lengths[1], lengths[2])
-    out, w, m = _run_chunks(
-        q, k, v, eta, mu, valid, w, m, rows, chunk_size, bidirectional, use_muon, use_momentum
-    )
-    return out, (w.w0, w.w1, w.w2), (m.w0, m.w1, m.w2)
+# For export: a traced loop would freeze the example's number of chunks into the graph.
+_run_chunks_exported = torch.jit.script_if_tracing(_run_chunks)
 
 
 def lact_swiglu_reference(
@@ -230,12 +214,10 @@ def lact_swiglu_reference(
     options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
-        if torch.jit.is_tracing():
-            out, w, m = _run_chunks_exported(
-                q, k, v, eta, mu, valid, tuple(weights), tuple(momentum), tuple(lengths), *options
-            )
-            return out.reshape(q.shape), FastWeights(*w), FastWeights(*m)  # tells the exporter the rank
-        return _run_chunks(q, k, v, eta, mu, valid, weights, momentum, lengths, *options)
+        run = _run_chunks_exported if torch.jit.is_tracing() else _run_chunks
+        out, w, m = run(q, k, v, eta, mu, valid, tuple(weights), tuple(momentum), tuple(lengths), *options)
+    # The shape is known; the exporter of a scripted loop is told its rank here.
+    return out.reshape(q.shape), FastWeights(*w), FastWeights(*m)
 
 
 def lact_swiglu_frozen(q: Tensor, weights: FastWeights, chunk_size: int) -> Tensor:
