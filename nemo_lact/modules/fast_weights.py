@@ -32,6 +32,15 @@ class RMSNorm(nn.Module):
         return (y * self.weight.to(y.dtype)).to(x.dtype)
 
 
+def _working_dtype(w: Tensor, q: Tensor) -> torch.dtype:
+    """float64 for the fast weights where fp32 is evaluated: the result must not depend on how the input was cut or
+    batched, and Newton-Schulz enlarges the rounding of an fp32 gradient some 500 times. Elsewhere their own dtype."""
+    exact = w.dtype == q.dtype == torch.float32 and w.device.type != 'mps'
+    if exact and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        return torch.float64
+    return w.dtype
+
+
 class LowRankWeight(nn.Module):
     """W = left · right + identity / 2: fewer parameters for the initial W0 and W2 (`w0_w2_low_rank`)."""
 
@@ -129,14 +138,16 @@ class FastWeightMemory(nn.Module):
             Gated read [B, T, D], and the state after the last frame.
         """
         cfg = self.config
-        initial = self.initial_weights()
+        own = self.initial_weights()
+        working = _working_dtype(own.w0, q)
+        initial = FastWeights(*(w.to(working) for w in own))
         batch = x.size(0)
         weights = FastWeights(*(w.expand(batch, -1, -1, -1) for w in initial))  # [B, H, ., .]
         if state is None:
             momentum = zeros_like(FastWeights(*(w.detach() for w in weights)))
         else:
             weights = FastWeights(*(w + s for w, s in zip(weights, state.weights)))
-            momentum = state.momentum
+            momentum = FastWeights(*(m.to(working) for m in state.momentum))
 
         q = self._features(q, 0, cos, sin)
         if adaptation:
@@ -159,7 +170,8 @@ class FastWeightMemory(nn.Module):
         out = out.reshape(batch, -1, cfg.d_model)
         if not keep_state:
             return out, None
-        return out, MemoryState(FastWeights(*(w - i for w, i in zip(weights, initial))), momentum)
+        moved = FastWeights(*((w - i).to(own.w0.dtype) for w, i in zip(weights, initial)))
+        return out, MemoryState(moved, FastWeights(*(m.to(own.w0.dtype) for m in momentum)))
 
     def _features(self, x: Tensor, which: int, cos: Tensor, sin: Tensor) -> Tensor:
         """q (which 0) or k (1): [B, T, D] -> [B, H, T, d] of unit length."""
