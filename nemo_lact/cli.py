@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 import nemo_lact
+from nemo_lact.data.cli import app as data_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help='Train and use NeMo CTC models whose encoder has a fast-weight memory (LaCT).',
 )
+app.add_typer(data_app, name='data')
 
 
 class Device(str, Enum):
