@@ -14,8 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_lact.data.check import KINDS, Report, Seen, check_manifests, show
+from nemo_lact.data.vocabulary import of_config
 from nemo_lact.registration import config_dir
-from nemo_lact.transcription import read_manifest
 
 CPU_TRAINER = {'accelerator': 'auto', 'devices': 1, 'strategy': 'auto', 'precision': 32}
 DATASETS = ('train_ds', 'validation_ds', 'test_ds')
@@ -30,8 +31,10 @@ def config_names(folder: str | Path) -> list[str]:
     return sorted(path.stem for path in Path(folder).glob('*.yaml'))
 
 
-def compose(config_name: str, overrides: Sequence[str] = (), config_path: str | Path | None = None) -> DictConfig:
-    """The config after Hydra overrides, complete (no `???` left).
+def compose(
+    config_name: str, overrides: Sequence[str] = (), config_path: str | Path | None = None, complete: bool = True
+) -> DictConfig:
+    """The config after Hydra overrides, complete (no `???` left) unless `complete` is False.
 
     Args:
         config_name: file name without .yaml.
@@ -57,7 +60,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), config_path: str | 
         missing = sorted(OmegaConf.missing_keys(cfg))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f'{name}: {error}') from error
-    if missing:
+    if missing and complete:
         raise ConfigError(
             f'{name}: {len(missing)} mandatory values are missing; give each as KEY=VALUE:\n  '
             + '\n  '.join(f'{key}=...' for key in missing)
@@ -74,8 +77,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         ConfigError: a section is missing, or a GPU is asked for and there is none.
-        FileNotFoundError: a manifest or the tokenizer folder does not exist.
-        ValueError: a manifest is empty, or no row of it is within min_duration and max_duration.
+        FileNotFoundError: a manifest, audio of a manifest, or the tokenizer folder does not exist.
+        ValueError: a manifest is empty or broken, or no row of it is within min_duration and max_duration or can be
+            spelt by the model.
     """
     for section in ('trainer', 'model'):
         if cfg.get(section) is None:
@@ -86,10 +90,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         raise FileNotFoundError(f'no tokenizer folder at model.tokenizer.dir={tokenizer}; it holds tokenizer.model')
     if cfg.model.get('train_ds') is None:
         raise ConfigError('the config has no model.train_ds; there is nothing to train on')
-    for section in DATASETS:
-        dataset = cfg.model.get(section)
-        for path in _plain_manifests(dataset):
-            _check_manifest(path, dataset, f'model.{section}')
+    _check_data(cfg)
     return cfg
 
 
@@ -149,37 +150,70 @@ def _fit_to_machine(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return OmegaConf.merge(cfg, {'trainer': changes})
 
 
-def _plain_manifests(dataset: DictConfig | None) -> list[str]:
+def _plain_manifests(dataset: DictConfig | ListConfig | None) -> list[str]:
     """Manifests that are local JSON files. Tarred and remote data, and Lhotse's own formats, are left to NeMo."""
     if dataset is None or dataset.get('is_tarred') or dataset.get('tarred_audio_filepaths'):
         return []
+    if isinstance(dataset.get('input_cfg'), ListConfig):
+        return [path for part in dataset.input_cfg for path in _plain_manifests(part)]
     paths = dataset.get('manifest_filepath')
     if paths is None:
         return []
     paths = list(paths) if isinstance(paths, ListConfig) else str(paths).split(',')
+    paths = [path[0] if isinstance(path, ListConfig) and path else path for path in paths]  # [file, weight]
     return [p for p in paths if isinstance(p, str) and not any(mark in p for mark in ('://', '{', '_OP_'))]
 
 
-def _check_manifest(path: str, dataset: DictConfig, section: str) -> None:
-    try:
-        rows = read_manifest(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{section}.manifest_filepath={path}: no such file') from error
-    except ValueError as error:
-        raise ValueError(f'{section}.manifest_filepath: {error}') from error
-    for number, row in enumerate(rows, 1):
-        if not ('audio_filepath' in row or 'audio_filename' in row) or not isinstance(
-            row.get('duration'), (int, float)
-        ):
-            raise ValueError(f"{path}, row {number}: needs 'audio_filepath' and 'duration' (seconds), has {list(row)}")
-    low, high = dataset.get('min_duration'), dataset.get('max_duration')
-    low, high = 0 if low is None else low, float('inf') if high is None else high
-    if not any(low <= row['duration'] <= high for row in rows):
-        spans = [row['duration'] for row in rows]
+def _check_data(cfg: DictConfig) -> None:
+    """The check without audio of every plain manifest; says on stderr what does not stop the training."""
+    spelling, seen, reports = of_config(cfg.model), Seen(), {}
+    for section in DATASETS[::-1]:  # the training set last: what it shares with the others is reported there
+        dataset = cfg.model.get(section)
+        for path in _plain_manifests(dataset):
+            if path in reports:
+                continue
+            low, high = dataset.get('min_duration'), dataset.get('max_duration')
+            try:
+                (reports[path],) = check_manifests([path], spelling, low, high, seen=seen)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'model.{section}.manifest_filepath={path}: no such file') from error
+            _stop_if_useless(reports[path], f'model.{section}', low, high)
+    if not all(report.clean for report in reports.values()):
+        from rich.console import Console
+
+        show(list(reports.values()), Console(stderr=True))
+
+
+def _stop_if_useless(report: Report, section: str, low: float | None, high: float | None) -> None:
+    path, found = report.path, report.found
+    remedy = f'`nemo-lact data check {path} --fix` lists all such rows and writes a manifest without them'
+    if not report.rows:
         raise ValueError(
-            f'{section}: none of the {len(rows)} rows of {path} is within min_duration={low} and max_duration={high} '
-            f'(they have {min(spans):g} to {max(spans):g} s); change the limits or cut the recordings'
+            f'{section}.manifest_filepath: manifest {path} is empty; it needs one JSON object a line, '
+            f'with audio_filepath, duration and text'
         )
+    for kind, needs in (
+        ('json', 'a manifest has one JSON object a line'),
+        ('audio_filepath', "each row needs 'audio_filepath' and 'duration' (seconds)"),
+        ('duration', "each row needs 'audio_filepath' and 'duration' (seconds)"),
+        ('offset', 'seconds into the file'),
+        ('missing', 'relative paths start from the folder of the manifest'),
+    ):
+        if kind in found:
+            problem = f'{KINDS[kind][1]} in {found[kind].count} of {report.rows} rows ({found[kind].example})'
+            error = FileNotFoundError if kind == 'missing' else ValueError
+            raise error(f'{section}: {path}, line {found[kind].lines[0]}: {problem}; {needs}. {remedy}')
+    if report.all_filtered:
+        low, high = 0 if low is None else low, float('inf') if high is None else high
+        raise ValueError(
+            f'{section}: none of the {report.rows} rows of {path} is within min_duration={low} and '
+            f'max_duration={high} (they have {report.shortest:g} to {report.longest:g} s); change the limits or cut '
+            f'the recordings'
+        )
+    useless = {KINDS[kind][1]: found[kind] for kind in ('text', 'ctc') if kind in found}
+    if section == 'model.train_ds' and sum(part.count for part in useless.values()) == report.rows:
+        reasons = '; '.join(f'{what} in {part.count} ({part.example})' for what, part in useless.items())
+        raise ValueError(f'{section}: none of the {report.rows} rows of {path} can be learned from: {reasons}')
 
 
 def _check_loader(model) -> None:

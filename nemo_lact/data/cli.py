@@ -233,6 +233,63 @@ def longform(
             typer.echo(f'{left}: {len(rejects)} rows left out, with the reasons', err=True)
 
 
+@app.command()
+def check(
+    manifests: Annotated[list[Path], typer.Argument(help='First those to keep whole: test, dev, then train.')],
+    model: Annotated[Path | None, typer.Option('--model', '-m', help='.nemo file: its vocabulary and frames.')] = None,
+    config_name: Annotated[str | None, typer.Option(help='Or a config, without .yaml.', show_default=False)] = None,
+    config_path: Annotated[Path | None, typer.Option(help='Folder of your own YAMLs.', show_default=False)] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help='Or a tokenizer folder, or its .model.')] = None,
+    labels: Annotated[str | None, typer.Option(help='Or the characters, as one word.', show_default=False)] = None,
+    subsampling_factor: Annotated[int | None, typer.Option(min=1, help='Feature frames per encoder frame.')] = None,
+    min_duration: Annotated[float | None, typer.Option(help='As in train_ds, seconds.', show_default=False)] = None,
+    max_duration: Annotated[float | None, typer.Option(help='As in train_ds, seconds.', show_default=False)] = None,
+    sample_rate: Annotated[int, typer.Option(min=1, help='What the model expects.')] = 16000,
+    no_audio: Annotated[bool, typer.Option('--no-audio', help='Do not read audio headers: quick.')] = False,
+    fix: Annotated[bool, typer.Option('--fix', help='Write NAME.clean.json and NAME.removed.jsonl.')] = False,
+    strict: Annotated[bool, typer.Option('--strict', help='Exit 1 if a row has a problem.')] = False,
+    jobs: Jobs = None,
+    verbose: Verbose = False,
+) -> None:
+    """Find what would stop or spoil training: one table, with line numbers."""
+    with _guarded(verbose):
+        from nemo_lact.data import check as checks
+
+        spelling = _spelling(model, config_name, config_path, tokenizer, labels, subsampling_factor)
+        reports = checks.check_manifests(
+            manifests, spelling, min_duration, max_duration, not no_audio, sample_rate, jobs=jobs
+        )
+        checks.show(reports)
+        for report in reports if fix else ():
+            clean, removed, kept = checks.fix(report)
+            typer.echo(f'{clean}: {kept:,} rows; what went and why: {removed}')
+        useless = [report.path for report in reports if not report.usable]
+        if useless:
+            raise ValueError(f'no usable row in {", ".join(useless)}')
+        if strict and not all(report.clean for report in reports):
+            raise typer.Exit(1)
+
+
+def _spelling(model, config_name, config_path, tokenizer, labels, subsampling_factor):
+    """What the options say of the model; later ones have the last word."""
+    from nemo_lact.data import vocabulary
+
+    spelling = vocabulary.Spelling()
+    if model:
+        spelling = vocabulary.of_nemo_file(model)
+    elif config_name or config_path:
+        from nemo_lact.training import compose
+
+        cfg = compose(config_name or 'lact_ctc_bpe', (), config_path, complete=False)
+        spelling = vocabulary.of_config(cfg.model)
+    if tokenizer:
+        spelling.vocabulary = vocabulary.Subwords(tokenizer / 'tokenizer.model' if tokenizer.is_dir() else tokenizer)
+    elif labels is not None:
+        spelling.vocabulary = vocabulary.Characters(labels)
+    spelling.subsampling_factor = subsampling_factor or spelling.subsampling_factor
+    return spelling
+
+
 def _show_rules(report) -> None:
     from rich.console import Console
     from rich.table import Table
