@@ -10,48 +10,72 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = 'nemo_lact.state.1'
+FORMAT = 'nemo_lact.state.2'
+GROUPS = ('weights', 'momentum', 'pending', 'attention', 'convolution', 'features')  # [., B, ...] each
+COUNTERS = ('position', 'frames', 'filled', 'heard')  # [B] each
 
 
 @dataclass(frozen=True)
 class LaCTState:
-    """Memory of B streams, for all layers.
+    """All that B streams remember.
 
     `weights[i]` holds how far W0, W1, W2 (i = 0, 1, 2) have moved from the learned initial weights, so zeros are a
-    fresh stream. All tensors are [n_layers, B, ...].
+    fresh stream. The tensors of a group are [n_layers, B, ...] (`features`: [1, B, ...]); a group that a model does
+    not need is empty. An offline encoder has memory only: an utterance ends with each call.
 
     Attributes:
         weights: three tensors [n_layers, B, H, m, d], [n_layers, B, H, d, m], [n_layers, B, H, m, d].
         momentum: three tensors of the same shapes; empty without `use_momentum`.
         position: [B] int64, encoder frames heard so far.
         fingerprint: sizes and initial weights of the model the state belongs to, as a short hash.
+        pending: gradient sums of the unfinished chunk, shapes as `weights`, and sums of the momentum gate
+            [n_layers, B, H]. Streaming only, as all below.
+        frames: [B] int64, encoder frames of this utterance so far.
+        filled: [B] int64, of these the frames in the unfinished chunk.
+        attention: keys (rotated) and values [n_layers, B, left context, d_model], latest last.
+        convolution: inputs of the convolution module [n_layers, B, kernel − 1, d_model].
+        features: the last feature frames [1, B, frames, feat_in], still needed by the front end.
+        heard: [B] int64, feature frames of this utterance so far.
     """
 
     weights: Sequence[Tensor]
     momentum: Sequence[Tensor]
     position: Tensor
     fingerprint: str = ''
+    pending: Sequence[Tensor] = ()
+    frames: Tensor | None = None
+    filled: Tensor | None = None
+    attention: Sequence[Tensor] = ()
+    convolution: Sequence[Tensor] = ()
+    features: Sequence[Tensor] = ()
+    heard: Tensor | None = None
+
+    def __post_init__(self):
+        for name in COUNTERS:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, torch.zeros_like(self.position))
 
     @property
     def batch_size(self) -> int:
         return self.position.size(0)
 
     @property
+    def streaming(self) -> bool:
+        """True if it carries what a streaming encoder needs besides the memory."""
+        return bool(self.attention)
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        tensors = [*self.weights, *self.momentum, self.position]
+        tensors = [t for name in GROUPS for t in getattr(self, name)] + [getattr(self, name) for name in COUNTERS]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def _map(self, change: Callable[[Tensor], Tensor], position: Callable[[Tensor], Tensor]) -> 'LaCTState':
-        return replace(
-            self,
-            weights=tuple(change(t) for t in self.weights),
-            momentum=tuple(change(t) for t in self.momentum),
-            position=position(self.position),
-        )
+    def _map(self, change: Callable[[Tensor], Tensor], count: Callable[[Tensor], Tensor]) -> 'LaCTState':
+        groups = {name: tuple(change(t) for t in getattr(self, name)) for name in GROUPS}
+        return replace(self, **groups, **{name: count(getattr(self, name)) for name in COUNTERS})
 
     def to(self, device=None, dtype=None) -> 'LaCTState':
-        """On another device, or with weights and momentum in another floating-point type."""
+        """On another device, or with its tensors in another floating-point type."""
         return self._map(lambda t: t.to(device=device, dtype=dtype), lambda p: p.to(device=device))
 
     def detach(self) -> 'LaCTState':
@@ -77,18 +101,44 @@ class LaCTState:
         prints = {s.fingerprint for s in states}
         if len(prints) != 1:
             raise ValueError(f'cannot merge states of {len(prints)} models: fingerprints {sorted(prints)}')
+        for name in GROUPS:
+            shapes = [tuple((t.size(0), *t.shape[2:]) for t in getattr(s, name)) for s in states]
+            if len(set(shapes)) != 1:
+                raise ValueError(f'cannot merge states whose {name} differ in shape: {sorted(set(shapes))}')
         return replace(
             states[0],
-            weights=tuple(torch.cat(t, dim=1) for t in zip(*(s.weights for s in states))),
-            momentum=tuple(torch.cat(t, dim=1) for t in zip(*(s.momentum for s in states))),
-            position=torch.cat([s.position for s in states]),
+            **{n: tuple(torch.cat(t, dim=1) for t in zip(*(getattr(s, n) for s in states))) for n in GROUPS},
+            **{n: torch.cat([getattr(s, n) for s in states]) for n in COUNTERS},
         )
+
+    def decay(self, factor: float, rows: Tensor | Sequence[int] | None = None) -> 'LaCTState':
+        """A copy in which the streams `rows` (None: all) have kept only `factor` (0 to 1) of what was learned."""
+        if not 0 <= factor <= 1:
+            raise ValueError(f'decay factor {factor}; give 0 (forget all) to 1 (keep all)')
+        rows = self._rows(range(self.batch_size) if rows is None else rows)
+
+        def less(t: Tensor) -> Tensor:
+            return t.index_copy(1, rows.to(t.device), t.index_select(1, rows.to(t.device)) * factor)
+
+        return replace(self, **{n: tuple(less(t) for t in getattr(self, n)) for n in ('weights', 'momentum')})
+
+    def next_utterance(self) -> 'LaCTState':
+        """The memory alone goes on: caches are cleared, and the unfinished chunk is dropped.
+
+        `encoder.end_utterance(state)` learns from the unfinished chunk first.
+        """
+        cleared = {n: tuple(torch.zeros_like(t) for t in getattr(self, n)) for n in GROUPS[2:]}
+        return replace(self, **cleared, **{n: torch.zeros_like(self.position) for n in COUNTERS[1:]})
+
+    def memory_only(self) -> 'LaCTState':
+        """Weights and momentum without the caches: what a session keeps of a voice."""
+        return LaCTState(self.weights, self.momentum, self.position, self.fingerprint)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
-        tensors = {'position': self.position.contiguous()}
-        for name, group in (('weights', self.weights), ('momentum', self.momentum)):
-            tensors.update({f'{name}.{i}': t.detach().contiguous() for i, t in enumerate(group)})
+        tensors = {name: getattr(self, name).contiguous() for name in COUNTERS}
+        for name in GROUPS:
+            tensors.update({f'{name}.{i}': t.detach().contiguous() for i, t in enumerate(getattr(self, name))})
         save_file(tensors, str(path), metadata={'format': FORMAT, 'fingerprint': json.dumps(self.fingerprint)})
 
     @classmethod
@@ -118,8 +168,8 @@ class LaCTState:
                 f'{path} was saved by another model (fingerprint {own}, this model has {fingerprint}); '
                 f'what it learned has no meaning here. Use the model it was saved with, or start fresh'
             )
-        group = {n: _in_order(tensors, n) for n in ('weights', 'momentum')}
-        return cls(group['weights'], group['momentum'], tensors['position'], own)
+        groups = {name: _in_order(tensors, name) for name in GROUPS}
+        return cls(fingerprint=own, **groups, **{name: tensors[name] for name in COUNTERS})
 
     def _rows(self, rows) -> Tensor:
         index = torch.as_tensor(rows, dtype=torch.long, device=self.position.device).reshape(-1)
@@ -128,6 +178,6 @@ class LaCTState:
         return index
 
 
-def _in_order(tensors: dict, group: str) -> list[Tensor]:
+def _in_order(tensors: dict, group: str) -> tuple[Tensor, ...]:
     names = sorted(n for n in tensors if n.startswith(group + '.'))
     return tuple(tensors[n] for n in names)

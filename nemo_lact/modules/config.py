@@ -35,7 +35,10 @@ class LaCTEncoderConfig:
 
     # Window attention.
     n_heads: int = 12
-    att_context_size: Optional[List[int]] = field(default_factory=lambda: [256, 256])  # [left, right]; -1: all
+    # [left, right], -1: all; or a list of such pairs, the first for evaluation, any of them in training
+    att_context_size: Optional[Any] = field(default_factory=lambda: [256, 256])
+    att_context_style: str = 'regular'  # or 'chunked_limited': chunks of right + 1 frames that see each other whole
+    att_context_probs: Optional[List[float]] = None  # how often training takes each pair; None: equally
     self_attention_model: Optional[str] = 'rel_pos_local_attn'  # written by NeMo; 'rel_pos' forces [-1, -1]
     rope_theta: float = 10000.0
 
@@ -60,6 +63,10 @@ class LaCTEncoderConfig:
     fp32_states: bool = True  # keep the fast weights in fp32 under autocast and in half-precision models
     max_chunk_seconds: float = 100.0  # guards against lengths given in feature frames
 
+    # Evaluation of long input goes in segments of about so many encoder frames, all rows of the batch together: the
+    # memory it takes, not what it gives, which is the same. -1: all at once.
+    segment_frames: int = 8192
+
     # Regularisation and training.
     dropout: float = 0.1
     dropout_pre_encoder: float = 0.1
@@ -76,10 +83,50 @@ class LaCTEncoderConfig:
 
     @property
     def window(self) -> Tuple[int, int]:
-        """[left, right] attention window in encoder frames, −1 for all."""
+        """[left, right] attention window in encoder frames, −1 for all: the first of `windows`."""
+        return self.windows[0]
+
+    @property
+    def windows(self) -> List[Tuple[int, int]]:
+        """All attention windows the model is made for."""
         if self.self_attention_model == 'rel_pos' or self.att_context_size is None:
-            return -1, -1
-        return int(self.att_context_size[0]), int(self.att_context_size[1])
+            return [(-1, -1)]
+        pairs = list(self.att_context_size)
+        pairs = [pairs] if not pairs or isinstance(pairs[0], int) else pairs
+        return [tuple(pair) for pair in pairs]
+
+    def att_chunk(self, window: Tuple[int, int]) -> int:
+        """Frames of an attention chunk in the style 'chunked_limited', else 0."""
+        return window[1] + 1 if self.att_context_style == 'chunked_limited' and window[1] >= 0 else 0
+
+    @property
+    def conv_context(self) -> Tuple[int, int]:
+        """[left, right] frames the convolution module sees; (0, 0) without it."""
+        kernel = max(self.conv_kernel_size, 1)
+        if self.conv_context_size == 'causal':
+            return kernel - 1, 0
+        if self.conv_context_size is None or self.conv_kernel_size == 0:
+            return (kernel - 1) // 2, (kernel - 1) // 2
+        return tuple(int(c) for c in self.conv_context_size)
+
+    def not_streaming(self) -> List[str]:
+        """What keeps the encoder from streaming, as settings to change; empty if it can."""
+        wrong = []
+        if self.lact_mode != 'causal':
+            wrong.append(f'lact_mode={self.lact_mode} (needs causal)')
+        if not self.causal_downsampling or self.subsampling not in ('striding', 'dw_striding'):
+            wrong.append('causal_downsampling=true with subsampling=dw_striding or striding')
+        if self.conv_kernel_size and self.conv_context[1] != 0:
+            wrong.append(f'conv_context_size={self.conv_context_size} (needs causal)')
+        if self.conv_kernel_size and self.conv_norm_type not in ('layer_norm', 'batch_norm'):
+            wrong.append(f'conv_norm_type={self.conv_norm_type} (needs layer_norm or batch_norm)')
+        for left, right in self.windows:
+            if left < 0 or right < 0 or (right > 0 and self.att_context_style != 'chunked_limited'):
+                wrong.append(
+                    f'att_context_size={[left, right]} in style {self.att_context_style} (needs [left, 0], or '
+                    f'[left, right] with att_context_style=chunked_limited)'
+                )
+        return wrong
 
     @property
     def ff_width(self) -> int:
@@ -117,6 +164,7 @@ class LaCTEncoderConfig:
         _one_of('lact_mode', self.lact_mode, ('bidirectional', 'causal'))
         _one_of('stochastic_depth_mode', self.stochastic_depth_mode, ('linear', 'uniform'))
         _one_of('self_attention_model', self.self_attention_model, (None, 'rel_pos_local_attn', 'rel_pos'))
+        _one_of('att_context_style', self.att_context_style, ('regular', 'chunked_limited'))
         self._check_heads('n_heads')
         self._check_heads('num_lact_heads')
         width = self.d_model // self.n_heads
@@ -162,15 +210,38 @@ class LaCTEncoderConfig:
     def _check_context(self) -> None:
         _at_least('lact_chunk_size', self.lact_chunk_size, 1)
         self._check_seconds('lact_chunk_size', self.lact_chunk_size)
-        context = self.att_context_size
-        if context is None:
+        if self.att_context_size is None:
             return
-        if len(context) != 2 or not all(isinstance(c, int) and c >= -1 for c in context):
+        for window in self.windows:
+            self._check_window(window)
+        probs = self.att_context_probs
+        if probs is not None and (len(probs) != len(self.windows) or abs(sum(probs) - 1) > 1e-6 or min(probs) < 0):
             raise ValueError(
-                f'att_context_size={context}; give [left, right] in encoder frames, each 0 or more, or -1 for all'
+                f'att_context_probs={list(probs)} for {len(self.windows)} windows in att_context_size; give one '
+                f'probability for each, with a sum of 1'
             )
-        for side in context:
+        if self.conv_kernel_size and sum(self.conv_context) + 1 != self.conv_kernel_size:
+            raise ValueError(
+                f'conv_context_size={self.conv_context_size} sees {sum(self.conv_context) + 1} frames but '
+                f'conv_kernel_size={self.conv_kernel_size}; left + right + 1 must be the kernel size '
+                f"('causal' gives [{self.conv_kernel_size - 1}, 0])"
+            )
+        if self.segment_frames != -1:
+            _at_least('segment_frames', self.segment_frames, 1)
+
+    def _check_window(self, window: Tuple[int, ...]) -> None:
+        if len(window) != 2 or not all(isinstance(c, int) and c >= -1 for c in window):
+            raise ValueError(
+                f'att_context_size={list(window)}; give [left, right] in encoder frames, each 0 or more, or -1 for all'
+            )
+        for side in window:
             self._check_seconds('att_context_size', side)
+        chunk = self.att_chunk(window)
+        if chunk and window[0] > 0 and window[0] % chunk:
+            raise ValueError(
+                f'att_context_size={list(window)}: in style chunked_limited the left context must be whole chunks of '
+                f'right + 1 = {chunk} frames, such as {window[0] // chunk * chunk}'
+            )
 
     def _check_seconds(self, name: str, frames: int) -> None:
         seconds = frames * self.frame_seconds

@@ -8,14 +8,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo_lact.modules.config import LaCTEncoderConfig
-from nemo_lact.ops import FastWeights, lact_swiglu, lact_swiglu_frozen, rotate, row_length, zeros_like
+from nemo_lact.ops import (
+    FastWeights,
+    Pending,
+    lact_swiglu,
+    lact_swiglu_frozen,
+    lact_swiglu_step,
+    rotate,
+    row_length,
+    settle,
+    zeros_like,
+)
+from nemo_lact.state import LaCTState
 
 
 class MemoryState(NamedTuple):
-    """One layer's part of `LaCTState`: differences from the initial weights, and momentum ([B, ...] each)."""
+    """One layer's part of `LaCTState`: differences from the initial weights, momentum, and the unfinished chunk."""
 
     weights: FastWeights
     momentum: FastWeights
+    pending: Pending | None = None  # streaming only
+
+
+def memory_of(state: LaCTState, layer: int) -> MemoryState:
+    """The part of one layer."""
+
+    def weights(group) -> FastWeights:
+        return FastWeights(*(t[layer] for t in group))
+
+    moved = weights(state.weights)
+    pending = Pending(weights(state.pending[:3]), state.pending[3][layer]) if state.pending else None
+    return MemoryState(moved, weights(state.momentum) if state.momentum else zeros_like(moved), pending)
+
+
+def stacked(layers: list[MemoryState], use_momentum: bool) -> dict[str, tuple[Tensor, ...]]:
+    """The parts of all layers as groups of `LaCTState`."""
+    groups = {'weights': tuple(torch.stack(t) for t in zip(*(m.weights for m in layers)))}
+    groups['momentum'] = tuple(torch.stack(t) for t in zip(*(m.momentum for m in layers))) if use_momentum else ()
+    if layers[0].pending is not None:
+        gathered = [(*m.pending.gradient, m.pending.mu) for m in layers]
+        groups['pending'] = tuple(torch.stack(t) for t in zip(*gathered))
+    return groups
 
 
 class RMSNorm(nn.Module):
@@ -108,8 +141,14 @@ class FastWeightMemory(nn.Module):
     def initial_weights(self) -> FastWeights:
         """W0, W2 [H, m, d], W1 [H, d, m] as learned, in the dtype of the state."""
         w0, w1, w2 = self.w0(), self.w1(), self.w2()
-        dtype = torch.float32 if self.config.fp32_states and w0.dtype != torch.float64 else w0.dtype
+        dtype = self.state_dtype
         return FastWeights(w0.to(dtype), w1.to(dtype), w2.to(dtype))
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of the fast weights between calls."""
+        own = self.w1.weight.dtype
+        return torch.float32 if self.config.fp32_states and own != torch.float64 else own
 
     def forward(
         self,
@@ -128,7 +167,7 @@ class FastWeightMemory(nn.Module):
         Args:
             x: [B, T, D] input of the layer (normed), from which step sizes and gates are made.
             q, k, v: [B, T, D] the shared projection.
-            valid: [B, T] bool, False for padding.
+            valid: [B, T] bool, False for padding and for frames not to be learned.
             cos, sin: rotary tables of the attention heads, used unless `ttt_nope`.
             adaptation: False reads without updating.
             state: where the streams stand; None is fresh.
@@ -138,40 +177,111 @@ class FastWeightMemory(nn.Module):
             Gated read [B, T, D], and the state after the last frame.
         """
         cfg = self.config
-        own = self.initial_weights()
-        working = _working_dtype(own.w0, q)
-        initial = FastWeights(*(w.to(working) for w in own))
-        batch = x.size(0)
-        weights = FastWeights(*(w.expand(batch, -1, -1, -1) for w in initial))  # [B, H, ., .]
-        if state is None:
-            momentum = zeros_like(FastWeights(*(w.detach() for w in weights)))
-        else:
-            weights = FastWeights(*(w + s for w, s in zip(weights, state.weights)))
-            momentum = FastWeights(*(m.to(working) for m in state.momentum))
-
+        initial, weights, momentum = self._unpack(state, x.size(0), q)
         q = self._features(q, 0, cos, sin)
+        spare = None
         if adaptation:
-            k = self._features(k, 1, cos, sin)
-            v = self._heads(F.silu(v))
-            eta, mu = self._steps(x)
-            lengths = FastWeights(*(row_length(w) for w in initial))
+            k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
             out, weights, momentum = lact_swiglu(
-                q, k, v, eta, mu, valid, weights, momentum, lengths,
+                q, k, v, eta, mu, valid, weights, momentum, self._lengths(initial),
                 cfg.lact_chunk_size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum,
             )  # fmt: skip
+            if self.training and cfg.lact_mode == 'causal':
+                spare = eta, mu
         else:
             out = lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)
+        out = self._gated(x, out, spare)
+        return out, self._packed(initial, weights, momentum) if keep_state else None
+
+    def step(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        learn: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        adaptation: bool,
+        state: MemoryState,
+        filled: Tensor,
+        last_filled: int,
+    ) -> tuple[Tensor, MemoryState]:
+        """`forward` in causal order for the next frames of streams that stand anywhere in their chunks.
+
+        Args:
+            learn: [B, T] bool: frames to learn from; those of a row come first.
+            state: with `pending`.
+            filled: [B] int64 frames in the unfinished chunks; last_filled: their largest number after this step.
+        """
+        cfg = self.config
+        initial, weights, momentum = self._unpack(state, x.size(0), q)
+        q = self._features(q, 0, cos, sin)
+        if not adaptation:
+            return self._gated(x, lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)), state
+        k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
+        out, weights, momentum, pending = lact_swiglu_step(
+            q, k, v, eta, mu, learn, weights, momentum, self._lengths(initial), self._pending(state, initial), filled,
+            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled,
+        )  # fmt: skip
+        return self._gated(x, out), self._packed(initial, weights, momentum, pending)
+
+    def settle(self, state: MemoryState, filled: Tensor) -> MemoryState:
+        """Learn from the unfinished chunks of `filled` [B] frames: their streams have ended."""
+        cfg = self.config
+        initial, weights, momentum = self._unpack(state, filled.size(0), state.weights.w0)
+        weights, momentum, pending = settle(
+            weights, momentum, self._lengths(initial), self._pending(state, initial), filled,
+            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum,
+        )  # fmt: skip
+        return self._packed(initial, weights, momentum, pending)
+
+    def _unpack(self, state: MemoryState | None, batch: int, q: Tensor) -> tuple[FastWeights, FastWeights, FastWeights]:
+        """Initial weights [H, ., .], current weights and momentum [B, H, ., .] in the dtype to work in."""
+        own = self.initial_weights()
+        dtype = _working_dtype(own.w0, q)
+        initial = FastWeights(*(w.to(dtype) for w in own))
+        weights = FastWeights(*(w.expand(batch, -1, -1, -1) for w in initial))
+        if state is None:
+            return initial, weights, zeros_like(FastWeights(*(w.detach() for w in weights)))
+        weights = FastWeights(*(w + s for w, s in zip(weights, state.weights)))
+        return initial, weights, FastWeights(*(m.to(dtype) for m in state.momentum))
+
+    def _packed(self, initial, weights, momentum, pending: Pending | None = None) -> MemoryState:
+        """Back to differences, in the dtype of the state."""
+        dtype = self.state_dtype
+
+        def narrow(tensors):
+            return FastWeights(*(t.to(dtype) for t in tensors))
+
+        moved = narrow(w - i for w, i in zip(weights, initial))
+        if pending is not None:
+            pending = Pending(narrow(pending.gradient), pending.mu.to(dtype))
+        return MemoryState(moved, narrow(momentum), pending)
+
+    @staticmethod
+    def _lengths(initial: FastWeights) -> FastWeights:
+        return FastWeights(*(row_length(w) for w in initial))
+
+    @staticmethod
+    def _pending(state: MemoryState, initial: FastWeights) -> Pending:
+        gradient, mu = state.pending
+        return Pending(FastWeights(*(g.to(initial.w0.dtype) for g in gradient)), mu.to(initial.w0.dtype))
+
+    def _to_learn(self, x, k, v, cos, sin) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys and values [B, H, T, d], step sizes, momentum gates."""
+        return self._features(k, 1, cos, sin), self._heads(F.silu(v)), *self._steps(x)
+
+    def _gated(self, x: Tensor, out: Tensor, spare: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Read [B, H, T, d], normed and gated: [B, T, D]."""
         gate = F.silu(self.gate_proj(x))  # [B, T, H]
-        if adaptation and self.training and cfg.lact_mode == 'causal':
+        if spare is not None:
             # Input of one chunk reads before it learns: without this the step sizes have no path to the loss, and
             # DDP stops. Element by element: a sum would overflow in fp16, and 0 times infinity is NaN.
+            eta, mu = spare
             gate = gate + (0.0 * (eta.sum(dim=(-2, -1)) + mu)).transpose(1, 2).to(gate.dtype)
         out = self.norm(out).transpose(1, 2) * gate[..., None].to(out.dtype)  # [B, T, H, d]
-        out = out.reshape(batch, -1, cfg.d_model)
-        if not keep_state:
-            return out, None
-        moved = FastWeights(*((w - i).to(own.w0.dtype) for w, i in zip(weights, initial)))
-        return out, MemoryState(moved, FastWeights(*(m.to(own.w0.dtype) for m in momentum)))
+        return out.reshape(x.size(0), -1, self.config.d_model)
 
     def _features(self, x: Tensor, which: int, cos: Tensor, sin: Tensor) -> Tensor:
         """q (which 0) or k (1): [B, T, D] -> [B, H, T, d] of unit length."""

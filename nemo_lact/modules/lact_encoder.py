@@ -1,27 +1,38 @@
 """`LaCTEncoder`: the encoder NeMo's CTC models use in place of ConformerEncoder."""
 
 import hashlib
+import math
+import random
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
-from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
+from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling, calc_length
 from nemo.collections.asr.parts.utils.regularization_utils import compute_stochastic_depth_drop_probs
 from nemo.core.classes.common import typecheck
 from nemo.core.classes.exportable import Exportable
 from nemo.core.classes.mixins import AccessMixin
 from nemo.core.classes.module import NeuralModule
-from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, NeuralType, SpectrogramType
+from nemo.core.neural_types import (
+    AcousticEncodedRepresentation,
+    ChannelType,
+    LengthsType,
+    NeuralType,
+    SpectrogramType,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nemo_lact.modules.config import LaCTEncoderConfig
-from nemo_lact.modules.fast_weights import MemoryState
+from nemo_lact.modules.fast_weights import memory_of, stacked
 from nemo_lact.modules.lact_layer import LaCTLayer
-from nemo_lact.ops import FastWeights, rotary_tables, zeros_like
-from nemo_lact.state import LaCTState
+from nemo_lact.modules.segments import SegmentedPass
+from nemo_lact.modules.streaming import StreamingMixin
+from nemo_lact.ops import rotary_tables
+from nemo_lact.state import COUNTERS, LaCTState
 
 
-class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
+class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
     """Sliding-window attention for the near past, fast weights for the rest of the recording.
 
     Takes the options of `LaCTEncoderConfig` as keyword arguments; wrong ones raise ValueError with the value, the
@@ -42,6 +53,9 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         self.subsampling_factor = config.subsampling_factor
         self.self_attention_model = config.self_attention_model
         self.att_context_size = list(config.window)  # encoder frames, [left, right]
+        self.att_context_size_all = [list(window) for window in config.windows]
+        self.att_context_style = config.att_context_style
+        self.conv_context_size = list(config.conv_context)
         self.adaptation = config.adaptation  # may be switched at any time; False freezes the memory
         self._feat_in = config.feat_in
         self._feat_out = config.feat_out if config.feat_out > 0 else config.d_model
@@ -68,7 +82,11 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
             config.stochastic_depth_start_layer,
         )
         self.interctc_capture_at_layers = None  # set in forward from the AccessMixin config
-        self.export_cache_support = False  # NeMo's export asks for it
+        self.export_cache_support = False  # True exports a streaming step, with caches
+        self.streaming_cfg = None
+        self._fingerprint = None
+        if not config.not_streaming():
+            self.setup_streaming_params()
 
     # ---- what NeMo asks of an encoder
 
@@ -77,6 +95,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         return OrderedDict(
             audio_signal=NeuralType(('B', 'D', 'T'), SpectrogramType()),
             length=NeuralType(tuple('B'), LengthsType()),
+            cache_last_channel=NeuralType(('D', 'B', 'T', 'D'), ChannelType(), optional=True),
+            cache_last_time=NeuralType(('D', 'B', 'D', 'T'), ChannelType(), optional=True),
+            cache_last_channel_len=NeuralType(tuple('B'), LengthsType(), optional=True),
+            bypass_pre_encode=NeuralType(optional=True),
         )
 
     @property
@@ -84,15 +106,20 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         return OrderedDict(
             outputs=NeuralType(('B', 'D', 'T'), AcousticEncodedRepresentation()),
             encoded_lengths=NeuralType(tuple('B'), LengthsType()),
+            cache_last_channel_next=NeuralType(('D', 'B', 'T', 'D'), ChannelType(), optional=True),
+            cache_last_time_next=NeuralType(('D', 'B', 'D', 'T'), ChannelType(), optional=True),
+            cache_last_channel_next_len=NeuralType(tuple('B'), LengthsType(), optional=True),
         )
 
     @property
     def disabled_deployment_input_names(self) -> set:
-        return set()
+        caches = {'cache_last_channel', 'cache_last_time', 'cache_last_channel_len'}
+        return {'bypass_pre_encode'} | (set() if self.export_cache_support else caches)
 
     @property
     def disabled_deployment_output_names(self) -> set:
-        return set()
+        caches = {'cache_last_channel_next', 'cache_last_time_next', 'cache_last_channel_next_len'}
+        return set() if self.export_cache_support else caches
 
     def input_example(self, max_batch: int = 1, max_dim: int = 256) -> tuple[Tensor, Tensor]:
         """Random features [max_batch, feat_in, max_dim] and lengths, for tracing."""
@@ -124,6 +151,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         self.config.self_attention_model = self.self_attention_model = changed.self_attention_model
         self.config.att_context_size = changed.att_context_size
         self.att_context_size = list(changed.window)
+        self.att_context_size_all = [list(window) for window in changed.windows]
+        self.streaming_cfg = None
+        if not self.config.not_streaming():
+            self.setup_streaming_params()
 
     def change_subsampling_conv_chunking_factor(self, subsampling_conv_chunking_factor: int) -> None:
         """1: split long input in the front end if needed, −1: never, a power of 2: into as many parts."""
@@ -133,101 +164,249 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
 
     def fingerprint(self) -> str:
         """Short hash of the memory's sizes and initial weights: a state fits the model it was made with."""
-        digest = hashlib.sha256()
-        for layer in self.layers:
-            for w in layer.mixer.memory.initial_weights():
-                digest.update(str(tuple(w.shape)).encode())
-                digest.update(w.detach().to('cpu', torch.float32).contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        weights = [p for layer in self.layers for p in _memory_parameters(layer)]
+        # Hashing reads all of them from the device: once, until a parameter is changed or moved.
+        now = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
+        if self._fingerprint is None or self._fingerprint[0] != now:
+            digest = hashlib.sha256()
+            for layer in self.layers:
+                for w in layer.mixer.memory.initial_weights():
+                    digest.update(str(tuple(w.shape)).encode())
+                    digest.update(w.detach().to('cpu', torch.float32).contiguous().numpy().tobytes())
+            self._fingerprint = now, digest.hexdigest()[:16]
+        return self._fingerprint[1]
 
-    def init_state(self, batch_size: int) -> LaCTState:
-        """State of `batch_size` fresh streams, on the device of the model."""
-        initial = self.layers[0].mixer.memory.initial_weights()
-        momentum = initial if self.config.use_momentum else ()
+    def init_state(self, batch_size: int, memory: LaCTState | None = None) -> LaCTState:
+        """State of `batch_size` streams, on the device of the model.
 
-        def zeros(weights):
-            return tuple(w.new_zeros(self.n_layers, batch_size, *w.shape) for w in weights)
-
-        position = torch.zeros(batch_size, dtype=torch.long, device=initial.w0.device)
-        return LaCTState(zeros(initial), zeros(momentum), position, self.fingerprint())
+        Args:
+            memory: what they already know (`batch_size` rows, of this model); None: fresh.
+        """
+        like = self.norm_out.weight
+        zeros = {
+            name: tuple(
+                torch.zeros(n, batch_size, *rest, dtype=dtype, device=like.device) for n, rest, dtype in group
+            )
+            for name, group in self._state_shapes().items()
+        }
+        position = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+        state = LaCTState(position=position, fingerprint=self.fingerprint(), **zeros)
+        if memory is None:
+            return state
+        self._check_state(memory, batch_size)
+        if memory.fingerprint != state.fingerprint:
+            raise ValueError(
+                f'the memory is of a model with fingerprint {memory.fingerprint}, this one has {state.fingerprint}; '
+                f'what it learned has no meaning here'
+            )
+        memory = memory.memory_only().to(device=like.device)
+        return replace(state, weights=memory.weights, momentum=memory.momentum, position=memory.position)
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes `init_state(batch_size)` takes, without making it."""
-        config, memory = self.config, self.layers[0].mixer.memory
-        one = 3 * config.num_lact_heads * config.lact_head_width * config.lact_hidden_width
-        size = 4 if config.fp32_states else memory.w1.weight.element_size()
-        return batch_size * (config.n_layers * one * size * (2 if config.use_momentum else 1) + 8)
+        size = len(COUNTERS) * 8
+        for group in self._state_shapes().values():
+            for n, rest, dtype in group:
+                size += n * math.prod(rest) * dtype.itemsize
+        return batch_size * size
+
+    def _state_shapes(self) -> dict[str, list[tuple[int, tuple[int, ...], torch.dtype]]]:
+        """Of each group of `LaCTState`: first dimension, dimensions after the batch, dtype."""
+        config, n = self.config, self.n_layers
+        heads, width, hidden = config.num_lact_heads, config.lact_head_width, config.lact_hidden_width
+        dtype = self.layers[0].mixer.memory.state_dtype
+        memory = [(n, (heads, *shape), dtype) for shape in ((hidden, width), (width, hidden), (hidden, width))]
+        groups = {'weights': memory, 'momentum': memory if config.use_momentum else []}
+        if config.not_streaming():
+            return groups
+        groups['pending'] = [*memory, (n, (heads,), dtype)]
+        # fp32 like the memory: in NeMo's caches they ride in one tensor.
+        left, right = self.att_context_size
+        cached = dtype if dtype == torch.float64 else torch.float32
+        groups['attention'] = [(n, (left, self.d_model), cached)] * 2
+        kernel = config.conv_kernel_size
+        groups['convolution'] = [(n, (kernel - 1, self.d_model), cached)] if kernel else []
+        step = config.att_chunk((left, right)) or 1
+        groups['features'] = [(1, ((step + 2) * self.subsampling_factor, self._feat_in), cached)]
+        return groups
 
     # ---- forward
 
     @typecheck()
-    def forward(self, audio_signal, length):
+    def forward(
+        self,
+        audio_signal,
+        length,
+        cache_last_channel=None,
+        cache_last_time=None,
+        cache_last_channel_len=None,
+        bypass_pre_encode=False,
+    ):
         """
         Args:
-            audio_signal: [B, F, T] features.
-            length: [B] valid feature frames of each row; None means all of T.
+            audio_signal: [B, F, T] features; [B, T', D] with `bypass_pre_encode`.
+            length: [B] valid frames of each row; None means all of T.
+            cache_last_channel, cache_last_time, cache_last_channel_len: from `get_initial_cache_state` or the step
+                before: audio_signal is the next step of streams. See modules/streaming.py.
+            bypass_pre_encode: the input has been through `pre_encode`; only with caches.
 
         Returns:
-            outputs [B, D, T'] and encoded_lengths [B], T' encoder frames of `subsampling_factor` feature frames.
+            outputs [B, D, T'] and encoded_lengths [B], T' encoder frames of `subsampling_factor` feature frames; and
+            the three caches after the step, if they were given.
         """
+        if cache_last_channel is not None:
+            if length is None:
+                length = audio_signal.new_full((audio_signal.size(0),), audio_signal.size(-1), dtype=torch.int64)
+            return self._cache_forward(
+                audio_signal, length, cache_last_channel, cache_last_time, cache_last_channel_len, bypass_pre_encode
+            )
+        if bypass_pre_encode:
+            raise ValueError('bypass_pre_encode is for streaming steps; give the caches with it')
         outputs, lengths, _ = self._encode(audio_signal, length, None, keep_state=False)
         return outputs, lengths
 
-    def forward_for_export(self, audio_signal, length):
-        """What ONNX and TorchScript export trace: `forward` without type checks."""
-        outputs, lengths, _ = self._encode(audio_signal, length, None, keep_state=False)
-        return outputs, lengths
+    def forward_for_export(
+        self, audio_signal, length, cache_last_channel=None, cache_last_time=None, cache_last_channel_len=None
+    ):
+        """What ONNX and TorchScript export trace: `forward` without type checks. Caches have the batch first."""
+        if cache_last_channel is None:
+            outputs, lengths, _ = self._encode(audio_signal, length, None, keep_state=False)
+            return outputs, lengths
+        caches = cache_last_channel.transpose(0, 1), cache_last_time.transpose(0, 1), cache_last_channel_len
+        out = self.streaming_post_process(
+            self._cache_forward(audio_signal, length, *caches, False), keep_all_outputs=False
+        )
+        return out[0], out[1], out[2].transpose(0, 1), out[3].transpose(0, 1), out[4]
 
     def forward_with_state(
-        self, audio_signal: Tensor, length: Tensor | None = None, state: LaCTState | None = None
+        self,
+        audio_signal: Tensor,
+        length: Tensor | None = None,
+        state: LaCTState | None = None,
+        learn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, LaCTState]:
-        """`forward` that starts from `state` (None: fresh) and returns the state after the last frame.
+        """`forward` of whole utterances that starts from `state` (None: fresh) and returns the state after them.
 
-        The memory carries over; attention and convolution see only this input.
+        The memory carries over; attention and convolution see only this input. For streams that go on, see
+        `stream_step`.
+
+        Args:
+            learn: [B] bool, rows whose memory may learn; None: all.
 
         Raises:
             ValueError: features of another width, or a state of another batch size or model.
         """
-        return self._encode(audio_signal, length, state, keep_state=True)
+        return self._encode(audio_signal, length, state, keep_state=True, learn=learn)
 
-    def _encode(
-        self, audio_signal: Tensor, length: Tensor | None, state: LaCTState | None, keep_state: bool
-    ) -> tuple[Tensor, Tensor, LaCTState | None]:
+    def output_frames(self, frames: int) -> int:
+        """Encoder frames of so many feature frames."""
+        return int(self.output_lengths(torch.tensor([frames]))[0])
+
+    def output_lengths(self, length: Tensor) -> Tensor:
+        """[B] feature frames -> [B] encoder frames, int64."""
+        front = self.pre_encode
+        out = calc_length(
+            length,
+            front._left_padding + front._right_padding,
+            front._kernel_size,
+            front._stride,
+            front._ceil_mode,
+            front._sampling_num,
+        )
+        return out.to(torch.int64) * (length > 0)  # a causal front end makes a frame of nothing
+
+    def segment_size(self, batch: int) -> int:
+        """Encoder frames of each row in a segment: whole chunks, `segment_frames` over all rows."""
+        chunk = self.config.lact_chunk_size
+        return max(1, self.config.segment_frames // batch // chunk) * chunk
+
+    def front_end(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, F, T] features -> [B, T', D], lengths."""
+        # Padding may hold anything, NaN included: a mask by multiplication would let that through.
+        t = torch.arange(audio_signal.size(2), device=audio_signal.device)
+        audio_signal = audio_signal.masked_fill(t >= length[:, None, None], 0.0)
+        x, out = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)  # [B, T', D]
+        return self.dropout(x), out.to(torch.int64) * (length > 0)
+
+    def head(self, x: Tensor) -> Tensor:
+        """After the last layer: [B, T', D] -> [B, T', D']."""
+        x = self.norm_out(x)
+        return x if self.out_proj is None else self.out_proj(x)
+
+    def _check_input(self, audio_signal: Tensor) -> None:
         if audio_signal.size(1) != self._feat_in:
             raise ValueError(
                 f'audio_signal is {tuple(audio_signal.shape)}, expected [B, {self._feat_in}, T]: '
                 f'feat_in={self._feat_in} must equal the features of the preprocessor'
             )
+
+    def _encode(
+        self,
+        audio_signal: Tensor,
+        length: Tensor | None,
+        state: LaCTState | None,
+        keep_state: bool,
+        learn: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, LaCTState | None]:
+        self._check_input(audio_signal)
         if length is None:
             length = audio_signal.new_full((audio_signal.size(0),), audio_signal.size(2), dtype=torch.int64)
         self._check_state(state, audio_signal.size(0))
-        # Padding may hold anything, NaN included: a mask by multiplication would let that through.
-        t = torch.arange(audio_signal.size(2), device=audio_signal.device)
-        audio_signal = audio_signal.masked_fill(t >= length[:, None, None], 0.0)
+        if self._in_segments(audio_signal):
+            x, length, layers_out = self._by_segments(audio_signal, length, state, learn)
+        else:
+            x, length, layers_out = self._whole(audio_signal, length, state, keep_state, learn)
+        if not keep_state:
+            return x, length, None
+        position = length if state is None else state.position + length
+        groups = stacked(layers_out, self.config.use_momentum)
+        fingerprint = self.fingerprint() if state is None else state.fingerprint
+        return x, length, LaCTState(position=position, fingerprint=fingerprint, **groups)
 
-        heard = length > 0
-        x, length = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)  # [B, T', D]
-        length = length.to(torch.int64) * heard  # a causal front end makes a frame of nothing
+    def _whole(self, audio_signal, length, state, keep_state, learn):
+        x, length = self.front_end(audio_signal, length)  # [B, T', D]
         valid = torch.arange(x.size(1), device=x.device) < length[:, None]  # [B, T']
         positions = torch.arange(x.size(1), device=x.device)
-        if state is not None:
+        if state is not None and not self.config.ttt_nope:  # a memory with positions goes on where it stood
             positions = (positions + state.position[:, None])[:, None]  # [B, 1, T']
         cos, sin = rotary_tables(positions, self.d_model // self.config.n_heads, self.config.rope_theta)
-        x = self.dropout(x)
+        window = tuple(self.att_context_size)
+        if self.training and len(self.att_context_size_all) > 1:
+            window = tuple(random.choices(self.att_context_size_all, weights=self.config.att_context_probs)[0])
+        may_learn = None if learn is None else valid & learn[:, None]
         layers_out = []
         for index, layer in enumerate(self.layers):
             before = x
-            x, memory = self._run_layer(layer, x, valid, cos, sin, _layer_state(state, index), keep_state)
+            memory = None if state is None else memory_of(state, index)
+            x, memory = self._run_layer(layer, x, valid, cos, sin, window, memory, keep_state, may_learn)
             x = self._stochastic_depth(index, before, x)
             layers_out.append(memory)
             self._register_interctc(index, x, length)
-        x = self.norm_out(x)
-        if self.out_proj is not None:
-            x = self.out_proj(x)
-        return x.transpose(1, 2), length, self._stack_states(layers_out, length, state) if keep_state else None
+        return self.head(x).transpose(1, 2), length, layers_out
 
-    def _run_layer(self, layer, x, valid, cos, sin, memory, keep_state):
-        args = (x, valid, cos, sin, tuple(self.att_context_size), self.adaptation, memory, keep_state)
+    def _in_segments(self, audio_signal: Tensor) -> bool:
+        """True if the input is longer than a segment and can be cut without a change of the result."""
+        config = self.config
+        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing() or config.segment_frames == -1:
+            return False
+        if self.is_access_enabled(getattr(self, 'model_guid', None)) or min(self.att_context_size) < 0:
+            return False  # all frames are needed at once
+        if config.subsampling == 'vggnet' or config.conv_norm_type not in ('layer_norm', 'batch_norm'):
+            return False
+        return self.output_frames(audio_signal.size(2)) > self.segment_size(audio_signal.size(0))
+
+    def _by_segments(self, audio_signal, length, state, learn):
+        states = [None if state is None else memory_of(state, i) for i in range(self.n_layers)]
+        offset = None if state is None or self.config.ttt_nope else state.position
+        run = SegmentedPass(self, length, states, learn, offset)
+        step = run.segment * self.subsampling_factor
+        total, outputs = audio_signal.size(2), []
+        for start in range(0, total, step):
+            outputs.append(run.feed(audio_signal[:, :, start : start + step], last=start + step >= total))
+        return torch.cat(outputs, dim=2), run.frames, run.layer_states
+
+    def _run_layer(self, layer, x, valid, cos, sin, window, memory, keep_state, learn):
+        args = (x, valid, cos, sin, window, self.adaptation, memory, keep_state, learn)
         if self.config.activation_checkpointing and self.training:
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
@@ -247,9 +426,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
         if self.interctc_capture_at_layers is None:
             self.interctc_capture_at_layers = self.access_cfg.get('interctc', {}).get('capture_layers', [])
         if index in self.interctc_capture_at_layers:
-            x = self.norm_out(x)
-            if self.out_proj is not None:
-                x = self.out_proj(x)
+            x = self.head(x)
             self.register_accessible_tensor(name=f'interctc/layer_output_{index}', tensor=x.transpose(1, 2))
             self.register_accessible_tensor(name=f'interctc/layer_length_{index}', tensor=length)
 
@@ -267,19 +444,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable):
                 f'use the model that made it'
             )
 
-    def _stack_states(self, layers, length: Tensor, state: LaCTState | None) -> LaCTState:
-        weights = tuple(torch.stack(t) for t in zip(*(memory.weights for memory in layers)))
-        momentum = ()
-        if self.config.use_momentum:
-            momentum = tuple(torch.stack(t) for t in zip(*(memory.momentum for memory in layers)))
-        position = length if state is None else state.position + length
-        return LaCTState(weights, momentum, position, self.fingerprint() if state is None else state.fingerprint)
 
-
-def _layer_state(state: LaCTState | None, index: int) -> MemoryState | None:
-    if state is None:
-        return None
-    weights = FastWeights(*(t[index] for t in state.weights))
-    if not state.momentum:
-        return MemoryState(weights, zeros_like(weights))
-    return MemoryState(weights, FastWeights(*(t[index] for t in state.momentum)))
+def _memory_parameters(layer: LaCTLayer):
+    memory = layer.mixer.memory
+    return [p for module in (memory.w0, memory.w1, memory.w2) for p in module.parameters()]

@@ -1,12 +1,13 @@
 """One block of the encoder: window attention and memory on a shared projection, convolution, feed-forward."""
 
+import torch
 import torch.nn.functional as F
 from nemo.collections.asr.parts.submodules.conformer_modules import ConformerConvolution
 from torch import Tensor, nn
 
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import FastWeightMemory, MemoryState, RMSNorm
-from nemo_lact.ops import rotate, window_attention
+from nemo_lact.ops import cached_attention, rotate, window_attention
 
 
 class SwiGLU(nn.Module):
@@ -45,26 +46,61 @@ class LaCTMixer(nn.Module):
         adaptation: bool,
         state: MemoryState | None,
         keep_state: bool,
+        learn: Tensor | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
-        """x [B, T, D], valid [B, T], tables [T, width / 2] -> ([B, T, D], state)."""
-        batch, frames, d_model = x.shape
+        """x [B, T, D], valid [B, T], tables [T, width / 2] -> ([B, T, D], state).
+
+        learn: [B, T] bool, the frames the memory learns from; None: all valid ones.
+        """
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
+        near = self.near(q, k, v, valid, cos, sin, window)
+        far, state = self.memory(x, q, k, v, valid if learn is None else learn, cos, sin, adaptation, state, keep_state)
+        return self.out(near + far.to(near.dtype)), state
 
-        def heads(y: Tensor) -> Tensor:
-            return y.view(batch, frames, self.config.n_heads, -1).transpose(1, 2)  # [B, heads, T, width]
-
+    def near(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, cos: Tensor, sin: Tensor, window) -> Tensor:
+        """Window attention: the shared projection [B, T, D] -> [B, T, D]."""
         near = window_attention(
-            rotate(self.q_norm(heads(q)), cos, sin),
-            rotate(self.k_norm(heads(k)), cos, sin),
-            heads(v),
+            rotate(self.q_norm(self._heads(q)), cos, sin),
+            rotate(self.k_norm(self._heads(k)), cos, sin),
+            self._heads(v),
             valid,
             window[0],
             window[1],
             self.config.dropout_att if self.training else 0.0,
+            self.config.att_chunk(window),
         )
-        far, state = self.memory(x, q, k, v, valid, cos, sin, adaptation, state, keep_state)
-        near = near.transpose(1, 2).reshape(batch, frames, d_model)
-        return self.out(near + far.to(near.dtype)), state
+        return self._flat(near)
+
+    def near_cached(self, q, k, v, valid, cos, sin, window, keys: Tensor, values: Tensor):
+        """`near` for the frames after those cached.
+
+        Args:
+            q, k, v: [B, n, D].
+            valid: [B, L + n] bool, cache first.
+            keys, values: [B, L, D] of the L frames before, keys rotated.
+
+        Returns:
+            [B, n, D], and keys and values with the new ones appended, [B, L + n, D].
+        """
+        k = self._flat(rotate(self.k_norm(self._heads(k)), cos, sin))
+        keys, values = torch.cat([keys, k.to(keys.dtype)], dim=1), torch.cat([values, v.to(values.dtype)], dim=1)
+        near = cached_attention(
+            rotate(self.q_norm(self._heads(q)), cos, sin),
+            self._heads(keys.to(q.dtype)),
+            self._heads(values.to(q.dtype)),
+            valid,
+            window[0],
+            window[1],
+            self.config.att_chunk(window),
+        )
+        return self._flat(near), keys, values
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads = self.config.n_heads
+        return x.view(x.size(0), x.size(1), heads, self.config.d_model // heads).transpose(1, 2)  # [B, heads, T, width]
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(x.size(0), x.size(2), -1)  # [B, T, D]
 
 
 class LaCTLayer(nn.Module):
@@ -93,33 +129,30 @@ class LaCTLayer(nn.Module):
         adaptation: bool,
         state: MemoryState | None = None,
         keep_state: bool = True,
+        learn: Tensor | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         """x [B, T, D], valid [B, T] bool -> ([B, T, D], the memory's state after the last frame)."""
-        if self.ff1 is not None:
-            x = x + self.ff_scale * self.dropout(self.ff1(self.norm_ff1(x)))
-        mixed, state = self.mixer(self.norm_mixer(x), valid, cos, sin, window, adaptation, state, keep_state)
+        x = self.before(x)
+        mixed, state = self.mixer(self.norm_mixer(x), valid, cos, sin, window, adaptation, state, keep_state, learn)
         x = x + self.dropout(mixed)
         if self.conv is not None:
             x = x + self.dropout(self.conv(self.norm_conv(x), pad_mask=~valid))
-        x = x + self.ff_scale * self.dropout(self.ff2(self.norm_ff2(x)))
-        return x, state
+        return self.after(x), state
+
+    def before(self, x: Tensor) -> Tensor:
+        """What comes before the mixer, frame by frame."""
+        return x if self.ff1 is None else x + self.ff_scale * self.dropout(self.ff1(self.norm_ff1(x)))
+
+    def after(self, x: Tensor) -> Tensor:
+        """What comes after the convolution, frame by frame."""
+        return x + self.ff_scale * self.dropout(self.ff2(self.norm_ff2(x)))
 
 
 def _convolution(config: LaCTEncoderConfig) -> ConformerConvolution:
-    kernel, context = config.conv_kernel_size, config.conv_context_size
-    if context == 'causal':
-        context = [kernel - 1, 0]
-    elif context is not None:
-        context = [int(c) for c in context]
-        if sum(context) + 1 != kernel:
-            raise ValueError(
-                f'conv_context_size={context} sees {sum(context) + 1} frames but conv_kernel_size={kernel}; '
-                f"left + right + 1 must be the kernel size ('causal' gives [{kernel - 1}, 0])"
-            )
     return ConformerConvolution(
         d_model=config.d_model,
-        kernel_size=kernel,
+        kernel_size=config.conv_kernel_size,
         norm_type=config.conv_norm_type,
-        conv_context_size=context,
+        conv_context_size=None if config.conv_context_size is None else list(config.conv_context),
         use_bias=config.use_bias,
     )

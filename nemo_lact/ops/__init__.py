@@ -4,7 +4,12 @@
 decided in this file only.
 """
 
-from nemo_lact.ops.attention import window_attention
+import os
+
+import torch
+from torch import Tensor
+
+from nemo_lact.ops.attention import cached_attention, window_attention
 from nemo_lact.ops.fast_weights import (
     FastWeights,
     lact_swiglu_frozen,
@@ -14,21 +19,90 @@ from nemo_lact.ops.fast_weights import (
 )
 from nemo_lact.ops.newton_schulz import orthogonalise
 from nemo_lact.ops.rotary import rotary_tables, rotate
+from nemo_lact.ops.streaming import Pending, lact_swiglu_step, settle
 
 __all__ = [
     'FastWeights',
+    'Pending',
+    'cached_attention',
     'lact_swiglu',
     'lact_swiglu_frozen',
     'lact_swiglu_reference',
+    'lact_swiglu_step',
     'orthogonalise',
     'rotary_tables',
     'rotate',
     'row_length',
+    'settle',
+    'use_implementation',
+    'why_not_fast',
     'window_attention',
     'zeros_like',
 ]
 
 
-def lact_swiglu(*args, **kwargs):
-    """The memory of one layer; arguments and result as `lact_swiglu_reference`, today the only implementation."""
-    return lact_swiglu_reference(*args, **kwargs)
+_IMPLEMENTATION = os.environ.get('NEMO_LACT_OPS', 'auto')
+
+
+def use_implementation(name: str) -> None:
+    """Which memory runs from now on: 'auto' (the rule of `lact_swiglu`), 'reference' or 'fast'.
+
+    The environment variable NEMO_LACT_OPS gives the same choice at start.
+    """
+    global _IMPLEMENTATION
+    if name not in ('auto', 'reference', 'fast'):
+        raise ValueError(f"implementation '{name}' of the memory; choose 'auto', 'reference' or 'fast'")
+    _IMPLEMENTATION = name
+
+
+def why_not_fast(q: Tensor, eta: Tensor, weights: FastWeights, mode: str = 'bidirectional') -> str | None:
+    """What keeps the fast memory from these arguments, in words; None where it runs."""
+    if mode not in ('bidirectional', 'causal'):
+        return f"mode '{mode}' is unknown"
+    if torch.jit.is_tracing():
+        return 'a traced graph keeps the equations, not kernels'
+    if weights.w0.dtype != torch.float32:
+        return f'the state is {str(weights.w0.dtype)[6:]}, it takes float32'
+    if q.dtype == torch.float32:
+        if torch.get_float32_matmul_precision() == 'highest':
+            return "float32 products: its precision is tf32 (torch.set_float32_matmul_precision('high') allows that)"
+    elif q.dtype not in (torch.bfloat16, torch.float16):
+        return f'products in {str(q.dtype)[6:]}, it takes bfloat16, float16 and tf32'
+    width, hidden = q.size(-1), weights.w0.size(-2)
+    if hidden != width:
+        return f'hidden width {hidden} differs from the head width {width} (inter_multi 1 is needed)'
+    if width > 256:
+        return f'heads of {width} channels, over its limit of 256'
+    if eta.size(-1) != 1:
+        return 'step sizes per channel (lr_dim 1 is needed)'
+    if q.numel() == 0:
+        return 'nothing to do'
+    try:
+        from nemo_lact.ops import fast
+    except ImportError:
+        return 'Triton is not installed'
+    if not fast.INTERPRETED and not (q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)):
+        return f'it needs a CUDA GPU of compute capability 8.0 or newer, the data is on {q.device}'
+    return None
+
+
+@torch.compiler.disable  # its own kernels: a compiled layer calls it as it is
+def lact_swiglu(
+    q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size,
+    mode='bidirectional', use_muon=True, use_momentum=True,
+):  # fmt: skip
+    """The memory of one layer; arguments and result as `lact_swiglu_reference`, which defines it.
+
+    Runs `ops/fast.py` where `why_not_fast` has no objection, else the reference; see `use_implementation`.
+
+    Raises:
+        RuntimeError: 'fast' is asked for where it cannot run.
+    """
+    run, problem = lact_swiglu_reference, None
+    if _IMPLEMENTATION != 'reference':
+        problem = why_not_fast(q, eta, weights, mode)
+        if problem is None and (_IMPLEMENTATION == 'fast' or q.is_cuda):
+            from nemo_lact.ops.fast import lact_swiglu_fast as run
+    if _IMPLEMENTATION == 'fast' and problem is not None:
+        raise RuntimeError(f'the fast memory cannot run: {problem}. Choose NEMO_LACT_OPS=auto')
+    return run(q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum)

@@ -11,30 +11,55 @@ except ImportError:  # optional speed-up
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, dropout_p: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, dropout_p: float = 0.0, chunk: int = 0
 ) -> Tensor:
-    """Frame t attends to the valid frames in [t − left, t + right].
+    """Frame t attends to the valid frames in [t − left, t + right], or chunk by chunk.
 
     Args:
         q, k, v: [B, H, T, d], rotary positions already applied.
         valid: [B, T] bool, False for padding: never attended to.
         left, right: window in frames; −1 means all.
         dropout_p: attention dropout.
+        chunk: 0, or NeMo's chunked_limited style: a frame sees all of its chunk of so many frames (`right` + 1) and
+            the left // chunk chunks before it. Chunks are counted from the first frame given here.
 
     Returns:
         [B, H, T, d]. Padding frames hold finite values of no meaning.
     """
     # x.size() is a tensor while tracing: comparing it would bake the example's length into the graph.
     tracing = torch.jit.is_tracing()
-    if _use_flash(q, tracing):
+    if chunk == 0 and _use_flash(q, tracing):
         return _flash(q, k, v, valid, left, right, dropout_p)
     block = max(left, right, 16)
+    if chunk > 0:
+        block = -(-block // chunk) * chunk  # blocks of whole chunks
     if left < 0 or right < 0 or (not tracing and q.size(2) <= 2 * block):
-        return _dense(q, k, v, valid, left, right, dropout_p)
-    return _blocks(q, k, v, valid, left, right, block, dropout_p)
+        return _dense(q, k, v, valid, left, right, chunk, dropout_p)
+    return _blocks(q, k, v, valid, left, right, chunk, block, dropout_p)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, dropout_p: float) -> Tensor:
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, chunk: int = 0
+) -> Tensor:
+    """`window_attention` of the last n of L + n frames: L cached keys stand before the n new ones.
+
+    Args:
+        q: [B, H, n, d].
+        k, v: [B, H, L + n, d].
+        valid: [B, L + n] bool, False for empty cache slots and padding.
+        left, right, chunk: as there; with `chunk`, both L and the first new frame are at a chunk's border.
+
+    Returns:
+        [B, H, n, d].
+    """
+    keys = torch.arange(k.size(2), device=q.device)
+    own = keys[k.size(2) - q.size(2) :]
+    mask = valid[:, None, None, :] & _in_window(own, keys, left, right, chunk)  # [B, 1, n, L + n]
+    mask = mask | (own[:, None] == keys[None, :])  # as in _dense
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, chunk: int, dropout_p: float):
     """One call over all frames; the mask is T × T only if the window is narrower than the input."""
     if left < 0 and right < 0:
         mask = valid[:, None, None, :]  # [B, 1, 1, T]
@@ -42,26 +67,29 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int
         mask = mask | ~mask.any(dim=-1, keepdim=True)
     else:
         t = torch.arange(q.size(2), device=q.device)
-        mask = valid[:, None, None, :] & _in_window(t, t, left, right)  # [B, 1, T, T]
+        mask = valid[:, None, None, :] & _in_window(t, t, left, right, chunk)  # [B, 1, T, T]
         mask = mask | (t[:, None] == t[None, :])  # a padding query sees itself: without any key it would be NaN
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
-def _in_window(query: Tensor, key: Tensor, left: int, right: int) -> Tensor:
+def _in_window(query: Tensor, key: Tensor, left: int, right: int, chunk: int) -> Tensor:
     """[Q, K] bool from positions [Q] and [K]."""
+    if chunk > 0:
+        query, key = query // chunk, key // chunk
+        left, right = left // chunk if left >= 0 else -1, 0
     offset = key[None, :] - query[:, None]
     mask = offset >= -left if left >= 0 else torch.ones_like(offset, dtype=torch.bool)
     return mask & (offset <= right) if right >= 0 else mask
 
 
 def _blocks(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, block: int, dropout_p: float
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, chunk: int, block: int, dropout_p: float
 ) -> Tensor:
     """Queries in blocks of `block` ≥ max(left, right) frames; each sees its own block and its neighbours'."""
     batch, heads, frames, width = q.shape
     n = (frames + block - 1) // block  # blocks
     extra = n * block - frames
-    before, after = int(left > 0), int(right > 0)
+    before, after = int(left > 0), int(right > 0 and chunk == 0)
     pad = (before * block, extra + after * block)
 
     def neighbours(x: Tensor) -> Tensor:  # [B, H, T, d] -> [B * n, H, (before + 1 + after) * block, d]
@@ -77,7 +105,7 @@ def _blocks(
     key_valid = key_valid.reshape(batch * n, 1, 1, -1)
     own = torch.arange(block, device=q.device) + before * block
     keys = torch.arange((before + 1 + after) * block, device=q.device)
-    mask = key_valid & _in_window(own, keys, left, right)  # [B * n, 1, block, K]
+    mask = key_valid & _in_window(own, keys, left, right, chunk)  # [B * n, 1, block, K]
     mask = mask | (own[:, None] == keys[None, :])  # as in _dense
 
     out = F.scaled_dot_product_attention(query, neighbours(k), neighbours(v), attn_mask=mask, dropout_p=dropout_p)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import nemo_lact.ops.attention as module
-from nemo_lact.ops import rotary_tables, rotate, window_attention
+from nemo_lact.ops import cached_attention, rotary_tables, rotate, window_attention
 
 
 def plain(q, k, v, valid, left, right):
@@ -36,8 +36,8 @@ def test_blocks_equal_dense_forward_and_backward(contract, left, right):
     valid = torch.arange(100) < torch.tensor([100, 61])[:, None]
     weight = valid[:, None, :, None]
     grads = []
-    for way in (lambda: module._blocks(*leaves, valid, left, right, max(left, right, 16), 0.0),
-                lambda: module._dense(*leaves, valid, left, right, 0.0)):  # fmt: skip
+    for way in (lambda: module._blocks(*leaves, valid, left, right, 0, max(left, right, 16), 0.0),
+                lambda: module._dense(*leaves, valid, left, right, 0, 0.0)):  # fmt: skip
         grads.append(torch.autograd.grad((way() * weight).square().sum(), leaves))
     worst = max((a - b).abs().max() for a, b in zip(*grads))
     contract('blocked = dense attention, backward (fp32)', worst, 2e-5)
@@ -94,3 +94,33 @@ def test_rotary_depends_on_distance_only_even_after_ten_hours():
         b = rotate(y, *rotary_tables(torch.tensor([first + 7]), 16, 10000.0))
         scores.append((a * b).sum())
     assert abs(scores[0] - scores[1]) < 1e-4
+
+
+@pytest.mark.parametrize('left,right', [(0, 3), (8, 3), (24, 7), (-1, 3), (12, 0)])
+@pytest.mark.parametrize('frames', [1, 30, 203])
+def test_attention_in_chunks_equals_plain_softmax(contract, left, right, frames):
+    q, k, v = (torch.randn(2, 3, frames, 8) for _ in range(3))
+    valid = torch.arange(frames) < torch.tensor([frames, (frames + 1) // 2])[:, None]
+    t = torch.arange(frames)
+    chunk = t // (right + 1)
+    seen = chunk[None] <= chunk[:, None]
+    if left >= 0:
+        seen &= chunk[:, None] - chunk[None] <= left // (right + 1)
+    scores = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(~(seen & valid[:, None, None]), -1e9)
+    truth = scores.softmax(-1) @ v
+    ours = window_attention(q, k, v, valid, left, right, chunk=right + 1)
+    keep = valid[:, None, :, None]
+    contract('window attention = plain softmax (fp32)', ((ours - truth) * keep).abs().max(), 1e-5)
+
+
+@pytest.mark.parametrize('left,right,chunk', [(8, 0, 0), (12, 3, 4)])
+def test_cached_keys_equal_the_whole(contract, left, right, chunk):
+    q, k, v = (torch.randn(2, 3, 60, 8) for _ in range(3))
+    valid = torch.ones(2, 60, dtype=torch.bool)
+    whole = window_attention(q, k, v, valid, left, right, chunk=chunk)
+    cached_valid = torch.cat([torch.zeros(2, left, dtype=torch.bool), valid], dim=1)
+    k, v = (torch.cat([torch.full((2, 3, left, 8), 9.0), x], dim=2) for x in (k, v))  # empty slots hold anything
+    for start, stop in [(0, 4), (4, 12), (12, 60)]:
+        part = slice(start, stop + left)
+        ours = cached_attention(q[:, :, start:stop], k[:, :, part], v[:, :, part], cached_valid[:, part], left, right, chunk)
+        contract('cached keys = whole window attention (fp32)', (ours - whole[:, :, start:stop]).abs().max(), 1e-5)
