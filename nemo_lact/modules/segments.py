@@ -107,7 +107,12 @@ class SegmentedPass:
     """
 
     def __init__(
-        self, encoder, length: Tensor, states: list[MemoryState | None], learn: Tensor | None = None, offset: Tensor | None = None
+        self,
+        encoder,
+        length: Tensor,
+        states: list[MemoryState | None],
+        learn: Tensor | None = None,
+        offset: Tensor | None = None,
     ):
         self.encoder, self.config = encoder, encoder.config
         self.window = self.left, self.right = tuple(encoder.att_context_size)

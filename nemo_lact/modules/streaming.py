@@ -190,8 +190,8 @@ class StreamingMixin(StreamingEncoder):
         step = attention if chunk_size is None else chunk_size
         if step < 1 or step % attention or (shift_size is not None and chunk_size is not None and shift_size != step):
             raise ValueError(
-                f'chunk_size={chunk_size}, shift_size={shift_size}: steps must be whole attention chunks of {attention} '
-                f'encoder frames and must not overlap (shift_size = chunk_size)'
+                f'chunk_size={chunk_size}, shift_size={shift_size}: steps must be whole attention chunks of '
+                f'{attention} encoder frames and must not overlap (shift_size = chunk_size)'
             )
         factor = self.subsampling_factor
         cfg = CacheAwareStreamingConfig()

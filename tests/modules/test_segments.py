@@ -70,7 +70,8 @@ def test_features_may_come_in_pieces_of_any_size(encoder, contract):
     out = torch.cat(parts, dim=2)
     assert out.shape == whole.shape and sum(p.size(2) > 0 for p in parts) > 3
     for row in range(2):
-        contract('segments = whole pass (relative, fp32)', relative(out[row, :, : n[row]], whole[row, :, : n[row]]), 1e-4)
+        a, b = out[row, :, : n[row]], whole[row, :, : n[row]]
+        contract('segments = whole pass (relative, fp32)', relative(a, b), 1e-4)
 
 
 @torch.inference_mode()

@@ -122,5 +122,6 @@ def test_cached_keys_equal_the_whole(contract, left, right, chunk):
     k, v = (torch.cat([torch.full((2, 3, left, 8), 9.0), x], dim=2) for x in (k, v))  # empty slots hold anything
     for start, stop in [(0, 4), (4, 12), (12, 60)]:
         part = slice(start, stop + left)
-        ours = cached_attention(q[:, :, start:stop], k[:, :, part], v[:, :, part], cached_valid[:, part], left, right, chunk)
+        keys, values = k[:, :, part], v[:, :, part]
+        ours = cached_attention(q[:, :, start:stop], keys, values, cached_valid[:, part], left, right, chunk)
         contract('cached keys = whole window attention (fp32)', (ours - whole[:, :, start:stop]).abs().max(), 1e-5)

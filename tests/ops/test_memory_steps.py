@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_fast_weights import make
 
 from nemo_lact.ops import FastWeights, Pending, lact_swiglu_reference, lact_swiglu_step, settle, zeros_like
-from test_fast_weights import make
 
 
 def fresh(x):
@@ -30,7 +30,7 @@ def test_any_partition_equals_the_reference(contract, use_muon, use_momentum, se
         n = max(1, int(step.max()))
         index = (done[:, None] + torch.arange(n)).clamp(max=44)  # [B, n]
 
-        def frames(t):
+        def frames(t, index=index):
             where = index[:, None].expand(-1, t.size(1), -1)
             return t.gather(2, where.reshape(*where.shape, *[1] * (t.dim() - 3)).expand(-1, -1, -1, *t.shape[3:]))
 
