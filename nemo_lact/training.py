@@ -19,6 +19,7 @@ from nemo_lact.data.vocabulary import of_config
 from nemo_lact.registration import config_dir
 
 CPU_TRAINER = {'accelerator': 'auto', 'devices': 1, 'strategy': 'auto', 'precision': 32}
+EPOCH_BATCHES = 1000  # with use_lhotse, unless trainer.limit_train_batches says otherwise
 DATASETS = ('train_ds', 'validation_ds', 'test_ds')
 
 
@@ -73,7 +74,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """The config with trainer settings that work on this machine, after a look at its files.
 
     On a machine without a GPU, `trainer.accelerator`, `devices`, `strategy` and `precision` become those of
-    `CPU_TRAINER`, except where `overrides` sets them.
+    `CPU_TRAINER`, except where `overrides` sets them. With `train_ds.use_lhotse`, `trainer.use_distributed_sampler`
+    becomes false and `limit_train_batches` a number, likewise.
 
     Raises:
         ConfigError: a section is missing, or a GPU is asked for and there is none.
@@ -85,6 +87,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         if cfg.get(section) is None:
             raise ConfigError(f"the config has no section '{section}'; it has {', '.join(cfg) or 'nothing'}")
     cfg = _fit_to_machine(cfg, overrides)
+    if (cfg.model.get('train_ds') or {}).get('use_lhotse'):
+        cfg = _fit_to_lhotse(cfg, overrides)
     tokenizer = (cfg.model.get('tokenizer') or {}).get('dir')
     if tokenizer and not Path(tokenizer).expanduser().is_dir():
         raise FileNotFoundError(f'no tokenizer folder at model.tokenizer.dir={tokenizer}; it holds tokenizer.model')
@@ -98,7 +102,8 @@ def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
     """Train as NeMo's scripts do: Trainer, exp_manager, model, optional start weights, fit, test if there is test_ds.
 
     Args:
-        callbacks: Lightning callbacks beside those of the config (NeMo's guard lets no foreign ones into a config).
+        callbacks: Lightning callbacks beside `MemoryLog` and those of the config (NeMo's guard lets no foreign ones
+            into a config).
 
     Returns:
         The .nemo files written, newest first; empty without exp_manager, and on other ranks than the first.
@@ -111,9 +116,11 @@ def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
     from nemo.utils.exp_manager import exp_manager
     from nemo.utils.trainer_utils import resolve_trainer_cfg
 
+    from nemo_lact.training_log import MemoryLog
+
     started = time.time()
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
-    trainer.callbacks.extend(callbacks)
+    trainer.callbacks.extend([MemoryLog(), *callbacks])
     exp_manager(trainer, cfg.get('exp_manager'))
     model_class = EncDecCTCModel if cfg.model.get('tokenizer') is None else EncDecCTCModelBPE
     try:
@@ -147,6 +154,25 @@ def _fit_to_machine(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if asked not in ('auto', 'cpu', 'None'):
         return cfg  # mps, tpu: the user's business
     changes = {key: value for key, value in CPU_TRAINER.items() if f'trainer.{key}' not in given}
+    return OmegaConf.merge(cfg, {'trainer': changes})
+
+
+def _fit_to_lhotse(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What Lhotse's endless loader needs of the trainer: batches that make an epoch, and no second sharing of rows."""
+    steps, limit = cfg.trainer.get('max_steps'), cfg.trainer.get('limit_train_batches')
+    given = {override.lstrip('+~').split('=')[0] for override in overrides}
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f'trainer.max_steps={steps}: data with use_lhotse has no end; give the steps to train for')
+    changes = {}
+    if not isinstance(limit, int):
+        if 'trainer.limit_train_batches' in given and limit is not None:
+            raise ConfigError(
+                f'trainer.limit_train_batches={limit}: data with use_lhotse has no end, so a share of it has none '
+                f'either; give a number of batches, which then make an epoch'
+            )
+        changes['limit_train_batches'] = min(EPOCH_BATCHES, steps)
+    if 'trainer.use_distributed_sampler' not in given:
+        changes['use_distributed_sampler'] = False
     return OmegaConf.merge(cfg, {'trainer': changes})
 
 
