@@ -18,6 +18,7 @@ import typer
 
 import nemo_lact
 from nemo_lact.data.cli import app as data_app
+from nemo_lact.decoding import BEAM_SIZE, LM_ORDER, LM_WEIGHT, TOKEN_BONUS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,6 +52,13 @@ Output = Annotated[
 ]
 Channel = Annotated[int | None, typer.Option('--channel', min=0, help='Channel to use of files with several.')]
 Workers = Annotated[int, typer.Option('--workers', min=0, help='Processes that read audio.')]
+LanguageModel = Annotated[
+    Path | None,
+    typer.Option('--lm', exists=True, dir_okay=False, help='N-gram model of `nemo-lact lm`: beam search with it.'),
+]
+LmWeight = Annotated[float, typer.Option('--lm-weight', min=0, help='Weight of the language model.')]
+LmBonus = Annotated[float, typer.Option('--lm-bonus', help='Added for each token, against its liking for short texts.')]
+BeamSize = Annotated[int, typer.Option('--beam-size', min=1, help='Texts kept at each frame, with --lm.')]
 AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object and nothing else.')]
 
 
@@ -118,16 +126,23 @@ def transcribe(
     device: Where = Device.auto,
     channel: Channel = None,
     workers: Workers = 0,
+    language_model: LanguageModel = None,
+    lm_weight: LmWeight = LM_WEIGHT,
+    lm_bonus: LmBonus = TOKEN_BONUS,
+    beam_size: BeamSize = BEAM_SIZE,
     verbose: Verbose = False,
 ) -> None:
     """Write what is said: plain text to stdout (with the file's name if there are several), or JSON lines."""
     if timestamps and output is None:
         raise typer.BadParameter('--timestamps needs --output FILE (or --output - for stdout)')
+    if timestamps and language_model is not None:
+        raise typer.BadParameter("--timestamps and --lm exclude each other: NeMo's beam search gives no times")
     with _guarded(verbose):
         from nemo_lact import transcription
 
         rows = transcription.collect(inputs, channel)
-        rows = _transcribed(rows, model, batch_size, device, channel, workers, timestamps)
+        search = language_model and (language_model, lm_weight, beam_size, lm_bonus)
+        rows = _transcribed(rows, model, batch_size, device, channel, workers, timestamps, search)
         if output is None:
             for row in rows:
                 typer.echo(row['pred_text'] if len(rows) == 1 else f'{row["audio_filepath"]}\t{row["pred_text"]}')
@@ -148,11 +163,17 @@ def evaluate(
     device: Where = Device.auto,
     channel: Channel = None,
     workers: Workers = 0,
+    language_model: LanguageModel = None,
+    lm_weight: LmWeight = LM_WEIGHT,
+    lm_bonus: LmBonus = TOKEN_BONUS,
+    beam_size: BeamSize = BEAM_SIZE,
     verbose: Verbose = False,
 ) -> None:
     """Word and character error rate of a model, or of the pred_text in a manifest."""
     if as_json and str(output) == '-':
         raise typer.BadParameter('--json and --output - would both write to stdout; give --output a file')
+    if language_model is not None and model is None:
+        raise typer.BadParameter('--lm needs --model: it takes part in the transcription')
     with _guarded(verbose):
         from nemo_lact import evaluation, transcription
 
@@ -160,7 +181,8 @@ def evaluate(
             rows = transcription.read_manifest(manifest)
         else:
             rows = transcription.manifest_rows(manifest, channel)
-            rows = _transcribed(rows, model, batch_size, device, channel, workers)
+            search = language_model and (language_model, lm_weight, beam_size, lm_bonus)
+            rows = _transcribed(rows, model, batch_size, device, channel, workers, search=search)
         summary, scored = evaluation.score(rows)
         if output is not None:
             _write(scored, output)
@@ -171,6 +193,26 @@ def evaluate(
             _print_scores(summary)
         if summary['rows_without_text']:
             typer.echo(f'note: {summary["rows_without_text"]} rows have no text and are not in the rates', err=True)
+
+
+@app.command()
+def lm(
+    inputs: Annotated[list[Path], typer.Argument(help='Texts: manifests (.json, .jsonl), or .txt with a text a line.')],
+    model: Annotated[Path, _MODEL],
+    output: Annotated[Path, typer.Option('--output', '-o', callback=_writable, help='File to write, .arpa.')],
+    order: Annotated[int, typer.Option(min=2, help='Longest n-grams, in tokens of the model.')] = LM_ORDER,
+    verbose: Verbose = False,
+) -> None:
+    """Estimate an n-gram language model over the tokens of a model, for `transcribe --lm` and NeMo's beam search."""
+    with _guarded(verbose):
+        from nemo_lact import decoding, transcription
+
+        texts = decoding.texts_of(inputs)
+        with contextlib.redirect_stdout(sys.stderr):
+            made = decoding.make_language_model(transcription.load_model(model, 'cpu'), texts, output, order)
+        if made['left_out']:
+            typer.echo(f'note: {made["left_out"]} texts have characters that the model lacks; left out', err=True)
+        typer.echo(f'{output}: {made["ngrams"]:,} n-grams of up to {order} from {made["tokens"]:,} tokens')
 
 
 @app.command()
@@ -194,11 +236,15 @@ def info(
             info_.show(found)
 
 
-def _transcribed(rows, model_file, batch_size, device, channel, workers, timestamps=False) -> list[dict]:
+def _transcribed(rows, model_file, batch_size, device, channel, workers, timestamps=False, search=None) -> list[dict]:
     from nemo_lact import transcription
 
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever libraries print
         model = transcription.load_model(model_file, device.value)
+        if search:
+            from nemo_lact.decoding import use_language_model
+
+            use_language_model(model, *search)
         progress = sys.stderr.isatty()
         return transcription.transcribe(model, rows, batch_size, timestamps, channel, workers, progress)
 

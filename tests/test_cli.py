@@ -330,6 +330,38 @@ def test_out_of_memory_says_what_to_do(model, speech, monkeypatch):
         transcription.transcribe(loaded, rows, batch_size=7)
 
 
+# ---- lm
+
+
+def test_lm_is_made_and_used(model, speech, tmp_path):
+    made = run('lm', speech / 'rows.json', '--model', model, '--output', tmp_path / 'lm.arpa', '--order', 3)
+    assert '23 tokens' in made.stdout and made.stdout.startswith(str(tmp_path / 'lm.arpa'))
+    # A bonus this high makes the search write a letter wherever it can, and the model only knows these.
+    search = ('--lm', tmp_path / 'lm.arpa', '--lm-weight', 2, '--lm-bonus', 20, '--beam-size', 4)
+    text = run('transcribe', speech / 'a.wav', '-m', model, *search).stdout.strip()
+    assert text and set(text) <= set('onetwo words it is three')
+    scored = json.loads(run('evaluate', speech / 'rows.json', '-m', model, '--json', *search).stdout)
+    assert scored['rows_scored'] == 3
+
+
+def test_lm_mistakes(model, speech, tmp_path):
+    lm = tmp_path / 'lm.arpa'
+    (tmp_path / 'words.txt').write_text('one\ntwo \u6f22\n', encoding='utf-8')
+    assert '1 texts have characters' in run('lm', tmp_path / 'words.txt', '-m', model, '-o', lm).stderr
+    assert 'must end with .arpa' in run('lm', speech / 'rows.json', '-m', model, '-o', tmp_path / 'lm', code=1).stderr
+    assert 'end with .txt' in run('lm', speech / 'a.wav', '-m', model, '-o', lm, code=1).stderr
+    audio = speech / 'a.wav'
+    both = run('transcribe', audio, '-m', model, '--lm', lm, '--timestamps', '--output', '-', code=2)
+    assert 'exclude each other' in words(both)
+    assert '--lm needs --model' in words(run('evaluate', speech / 'rows.json', '--lm', lm, code=2))
+    assert 'no ARPA file' in run('transcribe', audio, '-m', model, '--lm', _other(tmp_path), code=1).stderr
+
+
+def _other(folder: Path) -> Path:
+    (folder / 'other.arpa').write_text('hello\n')
+    return folder / 'other.arpa'
+
+
 # ---- evaluate
 
 
