@@ -5,12 +5,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import torch
+from hydra import compose, initialize
+from nemo.collections.asr.models import EncDecCTCModel
+from omegaconf import OmegaConf, open_dict
 
 from nemo_lact.modules import LaCTEncoder, LaCTEncoderConfig
 from nemo_lact.registration import config_dir
 
-FILES = ['lact_ctc_bpe', 'lact_ctc_char', 'lact-conformer_ctc_bpe']
+OFFLINE = ['lact_ctc_bpe', 'lact_ctc_char', 'lact-conformer_ctc_bpe']
+STREAMING = ['lact_ctc_bpe_streaming', 'lact_ctc_char_streaming']
+FILES = OFFLINE + STREAMING
 ROW = re.compile(r'#\s+\|\s*\w+\s*\(\s*(\d+)M\)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|')
 
 
@@ -45,7 +50,7 @@ def test_every_option_is_in_the_file_and_known(name):
     assert LaCTEncoderConfig.from_kwargs(**options)
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', OFFLINE)
 def test_window_and_chunk_are_4096_feature_frames(name):
     options = encoder_options(name)
     assert options['lact_chunk_size'] * options['subsampling_factor'] == 4096
@@ -68,3 +73,59 @@ def test_training_resumes(name):
 
 def test_characters_get_frames_enough():
     assert encoder_options('lact_ctc_char')['subsampling_factor'] == 4  # at 8 CTC cannot spell: 12.5 frames a second
+
+
+@pytest.mark.parametrize('name', STREAMING)
+def test_streaming_configs_stream_at_the_latencies_of_the_header(name):
+    options = encoder_options(name)
+    config = LaCTEncoderConfig.from_kwargs(**options)
+    assert config.not_streaming() == []
+    assert OmegaConf.create(text(name)).model.preprocessor.normalize == 'NA'
+    rows = re.findall(r'#\s+\|\s*\[(\d+), (\d+)\]\s*\|\s*(\d+) of 10 ms\s*\|\s*(\d+) ms\s*\|', text(name))
+    assert [[int(row[0]), int(row[1])] for row in rows] == options['att_context_size']
+    assert [int(row[3]) for row in rows] == [1120, 560, 160, 80]
+    encoder = LaCTEncoder(**{**options, 'd_model': 16, 'n_layers': 1, 'n_heads': 2, 'subsampling_conv_channels': 4})
+    for left, right, features, milliseconds in (map(int, row) for row in rows):
+        encoder.set_default_att_context_size([left, right])
+        assert encoder.streaming_cfg.chunk_size[1] == features == milliseconds // 10
+        assert (right + 1) * config.frame_seconds == pytest.approx(milliseconds / 1000)
+    assert options['lact_chunk_size'] * options['subsampling_factor'] == 2048
+
+
+@pytest.mark.parametrize('name', STREAMING)
+def test_streaming_config_is_its_offline_one_but_for_streaming(name):
+    ours, base = (OmegaConf.to_container(OmegaConf.create(text(n))) for n in (name, name.removesuffix('_streaming')))
+    changed = {'causal_downsampling', 'lact_mode', 'att_context_style', 'att_context_size', 'lact_chunk_size'}
+    for cfg in (ours, base):
+        cfg.pop('name')
+        cfg['model']['preprocessor'].pop('normalize')
+        for key in changed:
+            cfg['model']['encoder'].pop(key)
+    assert ours == base
+
+
+@pytest.mark.parametrize('name', STREAMING)
+def test_streaming_config_by_name_trains_on_all_latencies(name, monkeypatch):
+    """A small model of it: Hydra finds the file by name, and training steps draw their window from those it gives."""
+    small = ['d_model=16', 'n_layers=1', 'n_heads=2', 'num_lact_heads=1', 'subsampling_conv_channels=4']
+    with initialize(version_base=None, config_path=None):
+        cfg = compose(name, overrides=[f'model.encoder.{option}' for option in small])
+    labels = cfg.model.get('labels', [' ', 'a', 'b'])
+    with open_dict(cfg):
+        for part in ('train_ds', 'validation_ds', 'test_ds', 'tokenizer', 'optim'):
+            cfg.model.pop(part, None)
+        cfg.model.decoder.update(vocabulary=labels, num_classes=len(labels))
+    model = EncDecCTCModel(cfg=cfg.model).train()
+    seen, layer = set(), model.encoder.layers[0]
+    original = layer.forward
+    monkeypatch.setattr(layer, 'forward', lambda *args: seen.add(tuple(args[4])) or original(*args))
+    for _ in range(60):
+        features, length = torch.randn(1, 80, 40), torch.tensor([40])
+        log_probs, n, _ = model(processed_signal=features, processed_signal_length=length)
+    text_length = torch.tensor([2])
+    loss = model.loss(
+        log_probs=log_probs, targets=torch.tensor([[1, 2]]), input_lengths=n, target_lengths=text_length
+    )
+    loss.backward()
+    assert loss.isfinite() and layer.mixer.qkv.weight.grad.isfinite().all()
+    assert seen == {tuple(pair) for pair in encoder_options(name)['att_context_size']}
