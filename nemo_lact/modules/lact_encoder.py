@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import torch
-from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling, calc_length
+from nemo.collections.asr.parts.submodules.subsampling import calc_length
 from nemo.collections.asr.parts.utils.regularization_utils import compute_stochastic_depth_drop_probs
 from nemo.core.classes.common import typecheck
 from nemo.core.classes.exportable import Exportable
@@ -27,7 +27,7 @@ from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import memory_of, stacked
 from nemo_lact.modules.lact_layer import LaCTLayer
 from nemo_lact.modules.segments import SegmentedPass
-from nemo_lact.modules.streaming import StreamingMixin
+from nemo_lact.modules.streaming import FrontEnd, StreamingMixin
 from nemo_lact.ops import rotary_tables
 from nemo_lact.state import COUNTERS, LaCTState
 
@@ -61,7 +61,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         self._feat_out = config.feat_out if config.feat_out > 0 else config.d_model
 
         channels = config.subsampling_conv_channels
-        self.pre_encode = ConvSubsampling(
+        self.pre_encode = FrontEnd(
             subsampling=config.subsampling,
             subsampling_factor=config.subsampling_factor,
             feat_in=config.feat_in,

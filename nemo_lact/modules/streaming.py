@@ -11,6 +11,7 @@ In NeMo's caches a fresh stream is zeros, and the batch is dimension 1:
 import torch
 from nemo.collections.asr.models.configs import CacheAwareStreamingConfig
 from nemo.collections.asr.parts.mixins.streaming import StreamingEncoder
+from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
 from torch import Tensor
 
 from nemo_lact.modules.fast_weights import memory_of, stacked
@@ -18,6 +19,16 @@ from nemo_lact.ops import rotary_tables
 from nemo_lact.state import LaCTState
 
 STEP_FRAMES = 256  # encoder frames at a time, at most: attention of a step makes a mask of so many squared
+
+
+class FrontEnd(ConvSubsampling):
+    """NeMo's, but a stream may end with any number of feature frames.
+
+    A causal front end makes an encoder frame of them, which NeMo's CacheAwareStreamingAudioBuffer would drop.
+    """
+
+    def get_sampling_frames(self) -> list[int]:
+        return [1, 1]
 
 
 class StreamingMixin(StreamingEncoder):
@@ -195,10 +206,11 @@ class StreamingMixin(StreamingEncoder):
             )
         factor = self.subsampling_factor
         cfg = CacheAwareStreamingConfig()
-        first, others = self.pre_encode.get_sampling_frames()
-        cfg.chunk_size = [first + factor * (step - 1), others + factor * (step - 1)]
+        # The first frame takes one feature, all others `factor`. The second step sees `factor + 1` features again, so
+        # the first must have given them: it is of two frames at least.
+        cfg.valid_out_len = max(step, 2)
+        cfg.chunk_size = [1 + factor * (cfg.valid_out_len - 1), factor * step]
         cfg.shift_size = list(cfg.chunk_size)
-        cfg.valid_out_len = step
         cfg.cache_drop_size = 0
         cfg.last_channel_cache_size = left
         cfg.pre_encode_cache_size = self.pre_encode.get_streaming_cache_size()

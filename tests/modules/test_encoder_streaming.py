@@ -1,7 +1,11 @@
 """Streaming in any partition equals offline; NeMo's cache interface; states by row, on disk, over utterances."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from nemo.collections.asr.parts.utils.streaming_utils import CacheAwareStreamingAudioBuffer
+from omegaconf import OmegaConf
 
 from nemo_lact.modules import LaCTEncoder
 from nemo_lact.state import GROUPS, LaCTState
@@ -81,38 +85,41 @@ def test_memory_after_the_stream_equals_offline(encoder, contract):
 
 
 def nemo_steps(encoder, signal, length):
-    """As NeMo's CacheAwareStreamingAudioBuffer feeds a model: the features of the front end's context again."""
-    cfg = encoder.streaming_cfg
+    """[B] rows of encoded frames and the caches, fed as NeMo's streaming script does it, with NeMo's own buffer."""
+    model = SimpleNamespace(
+        encoder=encoder, device='cpu', _cfg=OmegaConf.create({'preprocessor': {'normalize': 'NA'}}),
+        from_config_dict=lambda cfg: torch.nn.Identity(),
+    )  # fmt: skip
+    buffer = CacheAwareStreamingAudioBuffer(model)
+    for row, n in enumerate(length.tolist()):
+        buffer.append_processed_signal(signal[row : row + 1, :, :n], stream_id=-1)
     caches = encoder.get_initial_cache_state(batch_size=signal.size(0))
-    outputs, counts, at, first = [], [], 0, True
-    while at < signal.size(2):
-        size, again = cfg.chunk_size[0 if first else 1], 0 if first else cfg.pre_encode_cache_size[1]
-        start, stop = at - again, at + size
-        last = stop >= signal.size(2)
-        out, n, *caches = encoder.cache_aware_stream_step(
-            processed_signal=signal[:, :, start:stop],
-            processed_signal_length=(length - start).clamp(min=0, max=min(stop, signal.size(2)) - start),
+    rows = [[] for _ in length]
+    for step, (chunk, n) in enumerate(buffer):
+        out, count, *caches = encoder.cache_aware_stream_step(
+            processed_signal=chunk, processed_signal_length=n,
             cache_last_channel=caches[0], cache_last_time=caches[1], cache_last_channel_len=caches[2],
-            keep_all_outputs=last, drop_extra_pre_encoded=0 if first else cfg.drop_extra_pre_encoded,
+            keep_all_outputs=buffer.is_buffer_empty(),
+            drop_extra_pre_encoded=encoder.streaming_cfg.drop_extra_pre_encoded if step else 0,
         )  # fmt: skip
-        outputs.append(out)
-        counts.append(n)
-        at, first = at + cfg.shift_size[0 if first else 1], False
-    return outputs, counts, caches
+        for row, frames in enumerate(rows):
+            frames.append(out[row, :, : int(count[row])])
+    return [torch.cat(frames, dim=1) for frames in rows], caches
 
 
+@pytest.mark.parametrize('frames', [401, 400, 403, 2])  # a whole number of steps or not
 @torch.inference_mode()
-def test_nemo_cache_interface_equals_offline(encoder, contract):
-    signal, length = torch.randn(2, 16, 401), torch.tensor([401, 401])
+def test_nemo_cache_interface_equals_offline(encoder, contract, frames):
+    length = torch.tensor([frames, (frames + 1) // 2, 1])
+    signal = torch.randn(3, 16, frames)
     for window in encoder.att_context_size_all:
         encoder.set_default_att_context_size(window)
-        if window[1] == 0:  # NeMo's buffer has zeros for context in the second step if the first is of one frame
-            encoder.setup_streaming_params(chunk_size=3, shift_size=3)
         whole, n = encoder(audio_signal=signal, length=length)
-        outputs, counts, caches = nemo_steps(encoder, signal, length)
-        out = torch.cat([o[:, :, : int(c[0])] for o, c in zip(outputs, counts)], dim=2)
-        assert out.shape == whole.shape
-        contract('NeMo cache-aware steps = offline (relative, fp32)', relative(out, whole), 1e-4)
+        rows, caches = nemo_steps(encoder, signal, length)
+        for row in range(3):
+            assert rows[row].size(1) == n[row]
+            difference = relative(rows[row], whole[row, :, : n[row]])
+            contract('NeMo cache-aware steps = offline (relative, fp32)', difference, 1e-4)
         assert caches[0].dtype == torch.float32 and caches[2].tolist() == n.tolist()
 
 
@@ -120,7 +127,7 @@ def test_nemo_cache_interface_equals_offline(encoder, contract):
 def test_a_zeroed_slot_of_the_caches_is_a_fresh_stream(encoder):
     signal, length = torch.randn(2, 16, 161), torch.tensor([161, 161])
     encoder.setup_streaming_params(chunk_size=4, shift_size=4)
-    _, _, caches = nemo_steps(encoder, signal, length)
+    _, caches = nemo_steps(encoder, signal, length)
     slot = torch.tensor([1])
     used = [t.clone() for t in caches]
     caches[0].index_fill_(1, slot, 0.0)
