@@ -234,6 +234,20 @@ def longform(
 
 
 @app.command()
+def noise(
+    output: Output,
+    count: Annotated[int, typer.Option(min=1, help='Recordings.')] = 30,
+    seconds: Annotated[float, typer.Option(min=1, help='Of each; as long as the longest rows.')] = 120.0,
+    verbose: Verbose = False,
+) -> None:
+    """Made-up noise for model.train_ds.noise_path (Lhotse cuts), steady over a whole long row."""
+    with _guarded(verbose):
+        from nemo_lact.data.conditions import write_noises
+
+        typer.echo(write_noises(output, count, seconds))
+
+
+@app.command()
 def check(
     manifests: Annotated[list[Path], typer.Argument(help='First those to keep whole: test, dev, then train.')],
     model: Annotated[Path | None, typer.Option('--model', '-m', help='.nemo file: its vocabulary and frames.')] = None,
