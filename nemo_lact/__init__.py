@@ -14,6 +14,9 @@ _LAZY = {
     "LaCTEncoder": "nemo_lact.modules",
     "LaCTEncoderConfig": "nemo_lact.modules",
     "LaCTState": "nemo_lact.state",
+    "Streamer": "nemo_lact.inference.stream",
+    "session": "nemo_lact.inference.session",
+    "transcribe_blocks": "nemo_lact.inference.longform",
 }
 
 __all__ = ["__version__", "config_dir", "register", *_LAZY]

@@ -1,0 +1,1 @@
+"""Recordings of any length, live streams, and sessions that remember a voice."""
