@@ -63,11 +63,8 @@ def why_not_fast(q: Tensor, eta: Tensor, weights: FastWeights, mode: str = 'bidi
         return 'a traced graph keeps the equations, not kernels'
     if weights.w0.dtype != torch.float32:
         return f'the state is {str(weights.w0.dtype)[6:]}, it takes float32'
-    if q.dtype == torch.float32:
-        if torch.get_float32_matmul_precision() == 'highest':
-            return "float32 products: its precision is tf32 (torch.set_float32_matmul_precision('high') allows that)"
-    elif q.dtype not in (torch.bfloat16, torch.float16):
-        return f'products in {str(q.dtype)[6:]}, it takes bfloat16, float16 and tf32'
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f'products in {str(q.dtype)[6:]}, it takes bfloat16 and float16'
     width, hidden = q.size(-1), weights.w0.size(-2)
     if hidden != width:
         return f'hidden width {hidden} differs from the head width {width} (inter_multi 1 is needed)'
