@@ -29,6 +29,9 @@ app = typer.Typer(
 app.add_typer(data_app, name='data')
 
 
+LONG_SECONDS = 120  # recordings beyond it are transcribed block by block
+
+
 class Device(str, Enum):
     auto = 'auto'
     cpu = 'cpu'
@@ -59,6 +62,16 @@ LanguageModel = Annotated[
 LmWeight = Annotated[float, typer.Option('--lm-weight', min=0, help='Weight of the language model.')]
 LmBonus = Annotated[float, typer.Option('--lm-bonus', help='Added for each token, against its liking for short texts.')]
 BeamSize = Annotated[int, typer.Option('--beam-size', min=1, help='Texts kept at each frame, with --lm.')]
+Session = Annotated[
+    Path | None,
+    typer.Option(
+        '--session',
+        callback=_writable,
+        help='File with the memory of a voice: loaded if it is there, heard in order, saved afterwards.',
+        show_default=False,
+    ),
+]
+Learn = Annotated[bool, typer.Option('--learn/--no-learn', help='Let the memory learn from what it hears.')]
 AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object and nothing else.')]
 
 
@@ -130,9 +143,24 @@ def transcribe(
     lm_weight: LmWeight = LM_WEIGHT,
     lm_bonus: LmBonus = TOKEN_BONUS,
     beam_size: BeamSize = BEAM_SIZE,
+    session: Session = None,
+    learn: Learn = True,
+    subtitles: Annotated[
+        Path | None, typer.Option('--subtitles', callback=_writable, help='Write subtitles, a .srt or .vtt file.')
+    ] = None,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on where this command was cut; with --output.')] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write what is said: plain text to stdout (with the file's name if there are several), or JSON lines."""
+    """Write what is said: plain text to stdout (with the file's name if there are several), or JSON lines.
+
+    Recordings of any length: with a LaCT model those over two minutes, and all with --session, --no-learn,
+    --subtitles or --resume, are read, encoded and decoded block by block in flat memory.
+    """
+    if resume and (output is None or str(output) == '-'):
+        raise typer.BadParameter('--resume needs --output FILE')
+    by_blocks = session is not None or not learn or subtitles is not None or resume
+    if by_blocks and language_model is not None:
+        raise typer.BadParameter('--lm goes without --session, --no-learn, --subtitles and --resume')
     if timestamps and output is None:
         raise typer.BadParameter('--timestamps needs --output FILE (or --output - for stdout)')
     if timestamps and language_model is not None:
@@ -142,12 +170,80 @@ def transcribe(
 
         rows = transcription.collect(inputs, channel)
         search = language_model and (language_model, lm_weight, beam_size, lm_bonus)
-        rows = _transcribed(rows, model, batch_size, device, channel, workers, timestamps, search)
+        if subtitles is not None:
+            from nemo_lact.inference.files import check_subtitle_file
+
+            check_subtitle_file(subtitles)
+        part = None if output is None or str(output) == '-' else output.with_name(f'{output.name}.part')
+        if part is not None and not resume:
+            part.unlink(missing_ok=True)
+        blocks = {'session': session, 'learn': learn, 'part': part, 'wanted': by_blocks}
+        with_times = timestamps or subtitles is not None
+        rows = _transcribed(rows, model, batch_size, device, channel, workers, with_times, search, blocks)
+        if subtitles is not None:
+            from nemo_lact.inference.files import write_subtitles
+
+            for file in write_subtitles(rows, subtitles):
+                typer.echo(f'wrote {file}', err=True)
         if output is None:
             for row in rows:
                 typer.echo(row['pred_text'] if len(rows) == 1 else f'{row["audio_filepath"]}\t{row["pred_text"]}')
         else:
             _write(rows, output)
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+
+@app.command()
+def stream(
+    source: Annotated[str, typer.Argument(help='An audio file, - for raw PCM from stdin, or "microphone".')],
+    model: Annotated[Path, _MODEL],
+    latency: Annotated[
+        int | None, typer.Option(min=0, help='Look-ahead in encoder frames, one the model was made for.')
+    ] = None,
+    pace: Annotated[float, typer.Option(min=0, help='Speed of a file: 1 real time, 0 as fast as possible.')] = 1.0,
+    rate: Annotated[int, typer.Option(min=1000, help='Samples a second of stdin (16 bit signed, one channel).')] = 16000,
+    device: Where = Device.auto,
+    channel: Channel = None,
+    session: Session = None,
+    learn: Learn = True,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Words as they are spoken, with a streaming model; the unfinished text is shown on a terminal.
+
+    At the end latency and real-time factor go to stderr. Ctrl-C ends a stream properly.
+    """
+    with _guarded(verbose):
+        from nemo_lact import transcription
+
+        if source not in ('-', 'microphone'):
+            transcription.collect([source], channel)
+        with contextlib.redirect_stdout(sys.stderr):
+            loaded = transcription.load_model(model, device.value)
+        from nemo_lact.inference import live
+        from nemo_lact.inference.stream import Streamer
+
+        stream = Streamer(loaded, live.window_of(loaded, latency), live.memory_from(session, loaded), learn)
+        if source == '-':
+            samples, heard_rate = live.stdin_samples(rate), rate
+        elif source == 'microphone':
+            samples, heard_rate = live.microphone_samples(stream.rate), stream.rate
+        else:
+            samples, heard_rate = live.file_samples(source, stream.rate, channel, pace), stream.rate
+        show = live.Display(quiet=as_json, partial=sys.stdout.isatty())
+        report = live.run(stream, samples, heard_rate, show)
+        if session is not None:
+            stream.memory.save(session)
+        if as_json:
+            typer.echo(json.dumps(report))
+        else:
+            typer.echo(
+                f'{report["seconds"]:.1f} s heard; latency {report["latency_seconds"]:.2f} s by design and up to '
+                f'{report["step_seconds"]["largest"]:.3f} s of computing a step; '
+                f'real-time factor {report["real_time_factor"]}',
+                err=True,
+            )
 
 
 @app.command()
@@ -167,9 +263,16 @@ def evaluate(
     lm_weight: LmWeight = LM_WEIGHT,
     lm_bonus: LmBonus = TOKEN_BONUS,
     beam_size: BeamSize = BEAM_SIZE,
+    session_key: Annotated[
+        str | None,
+        typer.Option(help='Rows with the same value of this key (speaker, session_id) share a memory.'),
+    ] = None,
+    learn: Learn = True,
     verbose: Verbose = False,
 ) -> None:
     """Word and character error rate of a model, or of the pred_text in a manifest."""
+    if (session_key is not None or not learn) and (model is None or language_model is not None):
+        raise typer.BadParameter('--session-key and --no-learn need --model and no --lm')
     if as_json and str(output) == '-':
         raise typer.BadParameter('--json and --output - would both write to stdout; give --output a file')
     if language_model is not None and model is None:
@@ -182,7 +285,8 @@ def evaluate(
         else:
             rows = transcription.manifest_rows(manifest, channel)
             search = language_model and (language_model, lm_weight, beam_size, lm_bonus)
-            rows = _transcribed(rows, model, batch_size, device, channel, workers, search=search)
+            blocks = {'session_key': session_key, 'learn': learn, 'wanted': session_key is not None or not learn}
+            rows = _transcribed(rows, model, batch_size, device, channel, workers, search=search, blocks=blocks)
         summary, scored = evaluation.score(rows)
         if output is not None:
             _write(scored, output)
@@ -236,9 +340,13 @@ def info(
             info_.show(found)
 
 
-def _transcribed(rows, model_file, batch_size, device, channel, workers, timestamps=False, search=None) -> list[dict]:
+def _transcribed(
+    rows, model_file, batch_size, device, channel, workers, timestamps=False, search=None, blocks=None
+) -> list[dict]:
+    """Block by block if `blocks['wanted']` or a recording is long and the model can, else with NeMo's transcribe."""
     from nemo_lact import transcription
 
+    blocks = dict(blocks or {'wanted': False})
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever libraries print
         model = transcription.load_model(model_file, device.value)
         if search:
@@ -246,6 +354,21 @@ def _transcribed(rows, model_file, batch_size, device, channel, workers, timesta
 
             use_language_model(model, *search)
         progress = sys.stderr.isatty()
+        long = not search and max(row['duration'] for row in rows) > LONG_SECONDS
+        wanted = blocks.pop('wanted')
+        if wanted or long:
+            from nemo_lact.inference import files, live
+            from nemo_lact.inference.longform import why_not_blocks
+
+            session = blocks.pop('session', None)
+            if wanted or why_not_blocks(model) is None:
+                state = live.memory_from(session, model, fresh=True) if session is not None else None
+                rows, state = files.transcribe_rows(
+                    model, rows, batch_size, channel, timestamps, state, progress=progress, **blocks
+                )
+                if session is not None:
+                    state.save(session)
+                return rows
         return transcription.transcribe(model, rows, batch_size, timestamps, channel, workers, progress)
 
 

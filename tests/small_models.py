@@ -24,6 +24,7 @@ def build(options, **model):
             'sample_rate': 16000,
             'features': options['feat_in'],
             'window_stride': 0.01,
+            'normalize': 'per_feature',
             'dither': 0.0,
             'pad_to': 0,
         },

@@ -36,7 +36,9 @@ class Session:
 
     def _checked(self, state: LaCTState | None) -> LaCTState:
         if state is not None and state.batch_size != 1:
-            raise ValueError(f'the state holds {state.batch_size} streams, a session is one; state.select([0]) picks one')
+            raise ValueError(
+                f'the state holds {state.batch_size} streams, a session is one; state.select([0]) picks one'
+            )
         return self.encoder.init_state(1, memory=state).memory_only()
 
     def __enter__(self) -> 'Session':
