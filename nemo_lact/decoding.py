@@ -4,6 +4,9 @@ NeMo's strategy `beam_batch` searches whole batches in PyTorch, on CPU and GPU, 
 docs/decoding.md for how to choose the numbers.
 """
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,7 +129,8 @@ def use_language_model(
         'return_best_hypothesis': True,
     }
     decoding = {'strategy': 'beam_batch', 'beam': beam, 'compute_timestamps': False, 'preserve_alignments': False}
-    model.change_decoding_strategy(OmegaConf.create(decoding), verbose=False)
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):  # bars
+        model.change_decoding_strategy(OmegaConf.create(decoding), verbose=False)
     search = model.decoding.decoding
     search.search_algorithm = _PaddingAside(search.search_algorithm)
 

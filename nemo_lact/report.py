@@ -57,19 +57,21 @@ def write_report(
     facts: Mapping[str, object] | None = None,
     title: str = 'Training report',
     table_rows: int = 20,
+    with_lm: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `folder`/report.md and `folder`/report.png.
 
     Args:
         folder: made if it is not there.
         history: curves of the run; empty ones are said to be missing.
-        wer: word error rate on held-out speech, a fraction.
-        cer: character error rate on held-out speech, a fraction.
+        wer: word error rate on held-out speech, greedy decoding, a fraction.
+        cer: character error rate on held-out speech, greedy decoding, a fraction.
         samples: held-out utterances, each with `text` (what was said) and `pred_text` (what was recognised).
         mel: log-mel features of samples[0], [features, frames of 10 ms]; None leaves that panel out.
         facts: lines for the report's first table, in order.
         title: heading of the page and the picture.
         table_rows: utterances listed in report.md, from the first on.
+        with_lm: `wer` and `cer` on the same speech with a language model; each sample then has `pred_text_lm` too.
 
     Returns:
         Path of report.md.
@@ -79,40 +81,60 @@ def write_report(
     """
     if not samples:
         raise ValueError('samples is empty; a report needs at least one transcribed utterance')
+    needed = ['text', 'pred_text'] + ['pred_text_lm'] * (with_lm is not None)
     for number, row in enumerate(samples, 1):
-        if row.get('text') is None or row.get('pred_text') is None:
-            raise ValueError(f"sample {number} needs 'text' and 'pred_text', it has {', '.join(row) or 'nothing'}")
+        missing = [key for key in needed if row.get(key) is None]
+        if missing:
+            raise ValueError(f"sample {number} has no '{missing[0]}', only {', '.join(row) or 'nothing'}")
     if mel is not None and np.ndim(mel) != 2:
         raise ValueError(f'mel has shape {np.shape(mel)}; it must be [features, frames]')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _draw(folder / 'report.png', history, wer, samples[0], mel, title)
+    _draw(folder / 'report.png', history, wer, with_lm, samples[0], mel, title)
     page = folder / 'report.md'
-    page.write_text(_page(wer, cer, samples, facts or {}, title, table_rows), encoding='utf-8')
+    page.write_text(_page(wer, cer, with_lm, samples, facts or {}, title, table_rows), encoding='utf-8')
     return page
 
 
-def _page(wer, cer, samples, facts, title, table_rows) -> str:
-    exact = sum(row['text'].split() == row['pred_text'].split() for row in samples)
+def _page(wer, cer, with_lm, samples, facts, title, table_rows) -> str:
+    def exact(key):
+        return f'{sum(row["text"].split() == row[key].split() for row in samples)} of {len(samples)}'
+
+    columns = {'text': 'said', 'pred_text': 'recognised'}
     rates = {
-        'Word error rate, held-out speech': f'{wer:.1%}',
-        'Character error rate, held-out speech': f'{cer:.1%}',
-        'Utterances without an error': f'{exact} of {len(samples)}',
+        'Word error rate, held-out speech': [f'{wer:.1%}'],
+        'Character error rate, held-out speech': [f'{cer:.1%}'],
+        'Utterances without an error': [exact('pred_text')],
     }
-    lines = [f'# {title}', '', '| | |', '| --- | --- |']
-    lines += [f'| {_cell(name)} | {_cell(value)} |' for name, value in {**rates, **facts}.items()]
+    head = ['', '']
+    if with_lm is not None:
+        columns = {'text': 'said', 'pred_text': 'greedy', 'pred_text_lm': 'with language model'}
+        head = ['', 'greedy', 'with language model']
+        for values, value in zip(
+            rates.values(), (f'{with_lm["wer"]:.1%}', f'{with_lm["cer"]:.1%}', exact('pred_text_lm'))
+        ):
+            values.append(value)
+    lines = [f'# {title}', '', *_table(head, [[name, *values] for name, values in rates.items()])]
+    if facts:
+        lines += ['', *_table(['', ''], facts.items())]
     lines += ['', '![Loss, word error rate and one utterance](report.png)', '']
     shown = samples[:table_rows]
-    lines += [f'## Held-out utterances ({len(shown)} of {len(samples)})', '', '| said | recognised |', '| --- | --- |']
-    lines += [f'| {_cell(row["text"])} | {_cell(row["pred_text"]) or "*nothing*"} |' for row in shown]
+    lines += [f'## Held-out utterances ({len(shown)} of {len(samples)})', '']
+    lines += _table(columns.values(), [[row[key] or '*nothing*' for key in columns] for row in shown])
     return '\n'.join(lines) + '\n'
+
+
+def _table(head, rows) -> list[str]:
+    head = list(head)
+    lines = [head, ['---'] * len(head), *rows]
+    return [f'| {" | ".join(map(_cell, line))} |' for line in lines]
 
 
 def _cell(value) -> str:
     return str(value).replace('|', '\\|').replace('\n', ' ')
 
 
-def _draw(path, history, wer, sample, mel, title) -> None:
+def _draw(path, history, wer, with_lm, sample, mel, title) -> None:
     # Figure without pyplot: no global state, and no display needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,7 +149,7 @@ def _draw(path, history, wer, sample, mel, title) -> None:
         axes[name].spines[['top', 'right']].set_visible(False)
         axes[name].grid(alpha=0.25)
     _draw_loss(axes['loss'], history.loss)
-    _draw_wer(axes['wer'], history.wer, wer)
+    _draw_wer(axes['wer'], history.wer, wer, with_lm)
     if mel is not None:
         _draw_mel(axes['mel'], np.asarray(mel, dtype=float), sample)
     figure.savefig(path)
@@ -151,9 +173,13 @@ def _draw_loss(axis, loss) -> None:
     axis.legend(frameon=False)
 
 
-def _draw_wer(axis, curve, wer) -> None:
+def _draw_wer(axis, curve, wer, with_lm) -> None:
     axis.set(title='Word error rate', xlabel='epoch', ylabel='%')
-    axis.axhline(100 * wer, color=RECOGNISED, linestyle='--', linewidth=1.5, label=f'held-out speech: {wer:.1%}')
+    lines = [('held-out speech', wer, '--')]
+    if with_lm is not None:
+        lines = [('held-out, greedy', wer, '--'), ('held-out, with language model', with_lm['wer'], ':')]
+    for label, value, style in lines:
+        axis.axhline(100 * value, color=RECOGNISED, linestyle=style, linewidth=1.8, label=f'{label}: {value:.1%}')
     if curve:
         epochs, values = np.array(curve, dtype=float).T
         best = int(np.nanargmin(values)) if np.isfinite(values).any() else 0
@@ -173,11 +199,14 @@ def _draw_mel(axis, mel, sample) -> None:
     axis.imshow(mel, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=high, extent=extent)
     axis.set(title='One held-out utterance', ylabel='mel channel')
     axis.set_xlabel('seconds', loc='right')
-    for label, text, colour, height in (
-        ('said', sample['text'], REFERENCE, -0.16),
-        ('recognised', sample['pred_text'] or '(nothing)', RECOGNISED, -0.29),
-    ):
-        text = textwrap.shorten(text, 88, placeholder=' ...')
+    texts = [('said', sample['text'], REFERENCE)]
+    if 'pred_text_lm' in sample:
+        texts += [('greedy', sample['pred_text'], RECOGNISED), ('with LM', sample['pred_text_lm'], RECOGNISED)]
+    else:
+        texts += [('recognised', sample['pred_text'], RECOGNISED)]
+    for line, (label, text, colour) in enumerate(texts):
+        height = -0.16 - 0.13 * line
+        text = textwrap.shorten(text or '(nothing)', 88, placeholder=' ...')
         axis.text(0, height, label, transform=axis.transAxes, color='dimgray', fontsize=11)
         axis.text(0.1, height, text, transform=axis.transAxes, color=colour, fontsize=12, fontfamily='monospace')
 

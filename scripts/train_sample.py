@@ -7,8 +7,9 @@ The recipe is a config (model, optimiser, schedule, time limit); the options and
 through NeMo exactly as its speech_to_text_ctc.py does. A run that was interrupted goes on from its last checkpoint
 when it is started again with the same --output-dir; one that had ended is only evaluated again.
 
-Writes into --output-dir: model.nemo (the weights of the best validation), test_transcripts.json, report.md,
-report.png, and training/ (NeMo's logs and checkpoints).
+Writes into --output-dir: model.nemo (the weights of the best validation), lm.arpa (if the recipe has a language
+model), test_transcripts.json, report.md, report.png, training/ (NeMo's logs and checkpoints), and speech/ (if the
+recipe makes rows of its own).
 """
 
 import argparse
@@ -42,10 +43,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hydra_overrides(args: argparse.Namespace) -> list[str]:
+def hydra_overrides(args: argparse.Namespace, spliced: bool = False) -> list[str]:
     """The options as Hydra overrides, before those of the user, which so have the last word."""
     quoted = {
-        'model.train_ds.manifest_filepath': args.data_dir / 'train.json',
+        'model.train_ds.manifest_filepath': (spliced_folder(args) if spliced else args.data_dir) / 'train.json',
         'model.validation_ds.manifest_filepath': args.data_dir / 'dev.json',
         '++exp_manager.explicit_log_dir': args.output_dir / 'training',
     }
@@ -59,6 +60,8 @@ def hydra_overrides(args: argparse.Namespace) -> list[str]:
         '++exp_manager.checkpoint_callback_params.save_best_model=true',
         '++trainer.enable_progress_bar=false',
     ]
+    if spliced:
+        overrides.append('model.train_ds.augmentor=null')  # the rows have their speeds
     if args.batch_size:
         overrides.append(f'model.train_ds.batch_size={args.batch_size}')
     if args.epochs:
@@ -66,20 +69,50 @@ def hydra_overrides(args: argparse.Namespace) -> list[str]:
     return overrides + args.overrides
 
 
+def spliced_folder(args: argparse.Namespace) -> Path:
+    return args.output_dir / 'speech'
+
+
+def splice(args: argparse.Namespace) -> bool:
+    """Write the rows that the recipe asks for, and say whether it does."""
+    from splice_speech import write
+
+    from nemo_lact.training import compose
+
+    if not (args.data_dir / 'word_ends.json').is_file():
+        return False
+    wanted = compose(args.config_name, hydra_overrides(args), args.config_path).get('splice')
+    if not wanted or not wanted.rows:
+        return False
+    write(args.data_dir / 'train.json', spliced_folder(args), wanted.rows, wanted.share)
+    return True
+
+
 def quote(value) -> str:
     """A path for Hydra's override grammar: with blanks, commas, '=' or quotes in it."""
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
-def evaluate(model_file: Path, manifest: Path):
-    """Restore the saved model, as a user would, and score it: (model, summary, scored rows)."""
+def evaluate(model_file: Path, args: argparse.Namespace, search):
+    """Restore the saved model, as a user would, and score it on the held-out speech.
+
+    Returns (model, rates greedy, rates with the language model or None, scored rows); with a language model every row
+    has `pred_text_lm` too.
+    """
+    from nemo_lact import decoding
     from nemo_lact.evaluation import score
     from nemo_lact.transcription import collect, load_model, transcribe
 
     model = load_model(model_file)
-    rows = transcribe(model, collect([manifest]), batch_size=8, progress=False)
-    summary, rows = score(rows)
-    return model, summary, rows
+    manifest = args.data_dir / 'test.json'
+    greedy, rows = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))
+    if not search:
+        return model, greedy, None, rows
+    texts = decoding.texts_of([args.data_dir / 'train.json'])
+    decoding.make_language_model(model, texts, args.output_dir / 'lm.arpa', search.order)
+    decoding.use_language_model(model, args.output_dir / 'lm.arpa', search.weight, search.beam_size, search.token_bonus)
+    with_lm, found = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))
+    return model, greedy, with_lm, [{**row, 'pred_text_lm': f['pred_text']} for row, f in zip(rows, found)]
 
 
 def mel_of(model, row):
@@ -115,10 +148,11 @@ def main(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once.
     from nemo_lact.progress import PrintProgress
     from nemo_lact.report import read_history, write_report
+    from nemo_lact.schedule import EndWithTime
     from nemo_lact.training import check, compose, train
     from nemo_lact.transcription import check_nemo_file, collect, write_json_lines
 
-    overrides = hydra_overrides(args)
+    overrides = hydra_overrides(args, spliced=splice(args))
     if args.init_from:
         check_nemo_file(args.init_from)
     collect([args.data_dir / 'test.json'])  # before minutes of training, not after
@@ -131,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
     started = time.monotonic()
     training = args.output_dir / 'training'
     try:
-        written = train(cfg, callbacks=[PrintProgress()])
+        written = train(cfg, callbacks=[PrintProgress(), EndWithTime()])
     except RuntimeError as error:
         if 'state_dict' not in str(error):
             raise
@@ -146,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
     elif not model_file.exists():
         raise RuntimeError(f'training ended without a model in {training}; remove that folder to start afresh')
 
-    model, summary, rows = evaluate(model_file, args.data_dir / 'test.json')
+    model, summary, with_lm, rows = evaluate(model_file, args, cfg.get('language_model'))
     write_json_lines(rows, args.output_dir / 'test_transcripts.json')
     shown = min(rows, key=lambda row: abs(row['duration'] - SHOWN_SECONDS))
     page = write_report(
@@ -158,10 +192,19 @@ def main(args: argparse.Namespace) -> None:
         mel=mel_of(model, shown),
         facts=facts_of(model, args.config_name, summary, seconds),
         title=f'Training run: {cfg.get("name", args.config_name)}',
+        with_lm=with_lm,
     )
     for row in [shown] + rows[:4]:
-        print(f'said        {row["text"]}\nrecognised  {row["pred_text"]}\n')
-    print(f'held-out speech: WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%} ({summary["rows_scored"]} utterances)')
+        print(f'said          {row["text"]}\ngreedy        {row["pred_text"]}')
+        if with_lm:
+            print(f'with LM       {row["pred_text_lm"]}')
+        print()
+    print(f'held-out speech, {summary["rows_scored"]} utterances:')
+    print(f'  greedy                                             WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%}')
+    if with_lm:
+        print(
+            f'  with a language model of the training texts alone  WER {with_lm["wer"]:.1%}, CER {with_lm["cer"]:.1%}'
+        )
     print(f'model:  {model_file}\nreport: {page}')
 
 

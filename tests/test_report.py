@@ -54,6 +54,24 @@ def test_page_names_rates_facts_and_texts(tmp_path):
     assert '(report.png)' in text
 
 
+def test_page_and_picture_hold_both_decodings(tmp_path):
+    samples = [{**row, 'pred_text_lm': text} for row, text in zip(SAMPLES, ('thank you for calling', '', 'goodbye'))]
+    rates = {'wer': 0.125, 'cer': 0.05}
+    page = write_report(tmp_path / 'both', HISTORY, 0.25, 0.1234, samples, np.zeros((8, 50)), with_lm=rates)
+    text = page.read_text(encoding='utf-8')
+    assert '|  | greedy | with language model |' in text
+    assert '| Word error rate, held-out speech | 25.0% | 12.5% |' in text
+    assert '| Character error rate, held-out speech | 12.3% | 5.0% |' in text
+    assert '| Utterances without an error | 1 of 3 | 2 of 3 |' in text
+    assert '| thank you for calling | thank you for coming | thank you for calling |' in text
+    assert '| goodbye | *nothing* | goodbye |' in text
+    write_report(tmp_path / 'one', HISTORY, 0.25, 0.1234, SAMPLES, np.zeros((8, 50)))
+    both, one = (imread(tmp_path / name / 'report.png') for name in ('both', 'one'))
+    assert both.shape != one.shape or (both != one).any()
+    with pytest.raises(ValueError, match="sample 1 has no 'pred_text_lm'"):
+        write_report(tmp_path / 'no', HISTORY, 0.25, 0.1, SAMPLES, with_lm=rates)
+
+
 def test_long_tables_are_cut(tmp_path):
     text = write_report(tmp_path, HISTORY, 0.5, 0.5, SAMPLES, table_rows=2).read_text(encoding='utf-8')
     assert '(2 of 3)' in text and 'goodbye' not in text
@@ -87,7 +105,7 @@ def test_odd_histories_still_give_a_report(tmp_path, history):
     'samples, mel, message',
     [
         ([], None, 'samples is empty'),
-        ([{'text': 'a'}], None, "sample 1 needs 'text' and 'pred_text'"),
+        ([{'text': 'a'}], None, "sample 1 has no 'pred_text', only text"),
         (SAMPLES, np.zeros(80), r'mel has shape \(80,\)'),
     ],
 )

@@ -118,3 +118,24 @@ def test_the_users_overrides_have_the_last_word(train_sample, monkeypatch):
     cfg = compose(train_sample.DEFAULT_CONFIG, overrides)
     assert (cfg.trainer.max_epochs, cfg.trainer.max_time, cfg.trainer.max_steps) == (9, None, -1)
     assert cfg.model.train_ds.batch_size == 3
+
+
+def test_the_recipe_trains_on_rows_of_its_own_where_word_ends_are_known(train_sample, monkeypatch, tmp_path):
+    from nemo_lact.training import compose
+
+    options = ('--output-dir', str(tmp_path / 'run'), 'splice.rows=6', 'splice.share=0')
+    monkeypatch.setattr(sys, 'argv', ['train_sample.py', *options])
+    args = train_sample.parse_arguments()
+    assert train_sample.splice(args)
+    rows = (tmp_path / 'run' / 'speech' / 'train.json').read_text().splitlines()
+    assert len(rows) == 6
+    cfg = compose(train_sample.DEFAULT_CONFIG, train_sample.hydra_overrides(args, spliced=True))
+    assert cfg.model.train_ds.manifest_filepath == str(tmp_path / 'run' / 'speech' / 'train.json')
+    assert cfg.model.train_ds.augmentor is None
+
+
+@pytest.mark.parametrize('options', [['splice.rows=0'], ['--data-dir', '.']], ids=['rows 0', 'no word ends'])
+def test_the_prompts_as_they_are(train_sample, monkeypatch, tmp_path, options):
+    monkeypatch.setattr(sys, 'argv', ['train_sample.py', '--output-dir', str(tmp_path), *options])
+    assert not train_sample.splice(train_sample.parse_arguments())
+    assert not list(tmp_path.iterdir())
