@@ -136,6 +136,30 @@ def generic(
 
 
 @app.command()
+def synthetic(
+    texts: Annotated[Path, typer.Argument(help='One sentence a line, or a NeMo manifest with texts.')],
+    output: Output,
+    speakers: Annotated[int, typer.Option(min=1, help='Voices x pitches x rates.')] = 40,
+    sessions: Annotated[int, typer.Option(min=1, help='Per speaker: room, channel, noise, gain.')] = 2,
+    utterances: Annotated[int, typer.Option(min=1, help='Per session.')] = 20,
+    language: Annotated[str, typer.Option(help="As espeak-ng's -v takes it.")] = 'en-us',
+    dev_speakers: Annotated[int, typer.Option(min=0, help='Speakers for dev.json.')] = 0,
+    test_speakers: Annotated[int, typer.Option(min=0, help='Speakers for test.json.')] = 0,
+    clean: Annotated[bool, typer.Option('--clean', help='No rooms, channels or noise.')] = False,
+    seed: Annotated[int, typer.Option(help='Another one gives another corpus.')] = 0,
+    jobs: Jobs = None,
+    verbose: Verbose = False,
+) -> None:
+    """Machine speech of many voices in many rooms (espeak-ng); labelled as synthetic, for trying things."""
+    with _guarded(verbose):
+        from nemo_lact.data import synthetic as corpus
+
+        options = dict(dev_speakers=dev_speakers, test_speakers=test_speakers, clean=clean, seed=seed, jobs=jobs)
+        made = corpus.make(corpus.read_texts(texts), output, speakers, sessions, utterances, language, **options)
+        _report(made, output)
+
+
+@app.command()
 def text(
     manifest: Annotated[Path, typer.Argument(help='NeMo manifest.', exists=True, dir_okay=False)],
     output: Annotated[Path | None, typer.Option('--output', '-o', help='Manifest with normalised texts.')] = None,
