@@ -56,6 +56,11 @@ fingerprint() {
       "$python" --version; } | cksum | tr -d ' '
 }
 
+# run_command ARGUMENTS: nemo-lact of the environment, after prepare_environment. It needs no console script.
+run_command() {
+    "$python" -c 'from nemo_lact.cli import app; app(prog_name="nemo-lact")' "$@"
+}
+
 has_modules() {
     (cd / && "$python" -c 'import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in sys.argv[1:]))' "$@")
 }

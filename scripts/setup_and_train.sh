@@ -10,12 +10,15 @@ usage() {
 usage: scripts/setup_and_train.sh [options] [hydra.key=value ...]
 
   --dataset-size SIZE   sample (default; comes with this repository), minimal, standard or full (LibriSpeech)
-  --data-dir FOLDER     your speech instead: a folder with train.json, dev.json and test.json (NeMo manifests)
-  --config-name NAME    recipe, a file of examples/asr/conf/lact without .yaml (default: lact_ctc_char_sample)
+  --data-dir FOLDER     your speech instead: a folder with train.json, dev.json and test.json (NeMo manifests);
+                        for LibriSpeech where it is, or goes to (default: data/librispeech)
+  --config-name NAME    recipe, a file of examples/asr/conf/lact without .yaml (default: lact_ctc_char_sample,
+                        for LibriSpeech lact_ctc_bpe)
   --batch-size N        utterances per training batch
   --epochs N            train N epochs, without the time limit of the recipe
   --init-from FILE      start from the weights of this .nemo file (fine-tuning)
-  --output-dir FOLDER   model, report and logs; the same folder again resumes its run (default: runs/sample)
+  --output-dir FOLDER   model, report and logs; the same folder again resumes its run (default: runs/sample,
+                        for LibriSpeech runs/librispeech-SIZE)
   --download-only       get the speech and stop
   --skip-download       use the speech that is there, download nothing
   --no-venv             install into the current Python, not into .venv
@@ -26,8 +29,8 @@ scripts/show_options.sh lists the recipes, environment variables and common over
 END
 }
 
-size=sample data_dir="$REPOSITORY/data/asterisk_en" config=lact_ctc_char_sample output_dir="$REPOSITORY/runs/sample"
-data_dir_given=no download=yes download_only=no
+size=sample data_dir='' config='' output_dir=''
+download=yes download_only=no
 train_options=()
 while (($#)); do
     option="$1"
@@ -43,7 +46,7 @@ while (($#)); do
             shift
             ;;&
         --dataset-size) size="$value" ;;
-        --data-dir) data_dir="$value" data_dir_given=yes ;;
+        --data-dir) data_dir="$value" ;;
         --config-name) config="${value%.yaml}" ;;
         --output-dir) output_dir="$value" ;;
         --init-from)
@@ -65,13 +68,22 @@ while (($#)); do
     shift
 done
 
+[[ "$download_only$download" != yesno ]] || die "--download-only and --skip-download exclude each other"
 case "$size" in
     sample) ;;
     minimal | standard | full)
-        [[ "$data_dir_given" == yes ]] || die "--dataset-size $size: downloading LibriSpeech arrives with the data tools of a later version.
-Now: put NeMo manifests train.json, dev.json and test.json of your speech into a folder and give --data-dir FOLDER" ;;
+        options=(--size "$size" --data-dir "${data_dir:-$REPOSITORY/data/librispeech}" --config-name "${config:-lact_ctc_bpe}")
+        [[ -z "$output_dir" ]] || options+=(--output-dir "$output_dir")
+        [[ "$download" == yes ]] || options+=(--skip-download)
+        [[ "$download_only" == no ]] || options+=(--download-only)
+        exec "$REPOSITORY/scripts/train_librispeech.sh" "${options[@]}" "${train_options[@]}"
+        ;;
     *) die "--dataset-size $size: must be sample, minimal, standard or full" ;;
 esac
+data_dir_given="$data_dir"
+data_dir="${data_dir:-$REPOSITORY/data/asterisk_en}"
+config="${config:-lact_ctc_char_sample}"
+output_dir="${output_dir:-$REPOSITORY/runs/sample}"
 [[ -f "$REPOSITORY/examples/asr/conf/lact/$config.yaml" ]] ||
     die "--config-name $config: no such recipe; there are: $(cd "$REPOSITORY/examples/asr/conf/lact" && echo *.yaml)"
 
@@ -80,8 +92,7 @@ for split in train dev test; do
     [[ -f "$data_dir/$split.json" ]] || die "no $data_dir/$split.json; the folder needs train.json, dev.json and test.json"
 done
 if [[ "$download_only" == yes ]]; then
-    [[ "$download" == yes ]] || die "--download-only and --skip-download exclude each other"
-    [[ "$data_dir_given" == yes ]] || say "the sample speech comes with the repository; nothing to download"
+    [[ -n "$data_dir_given" ]] || say "the sample speech comes with the repository; nothing to download"
     exit
 fi
 

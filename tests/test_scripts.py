@@ -30,7 +30,9 @@ def run(script, *arguments, **environment):
         (['--epochs', '0'], '--epochs 0: needs a whole number above 0'),
         (['--batch-size=many'], '--batch-size many: needs a whole number'),
         (['--dataset-size', 'huge'], '--dataset-size huge: must be sample, minimal, standard or full'),
-        (['--dataset-size=full'], 'give --data-dir FOLDER'),
+        (['--dataset-size=full'], 'no /no/such/python found'),
+        (['--dataset-size=minimal', '--config-name', 'nope'], 'there are: '),
+        (['--dataset-size=minimal', '--epochs', '3'], 'unknown option --epochs'),
         (['--config-name', 'nope'], 'there are: '),
         (['--init-from', '/nope.nemo'], '--init-from /nope.nemo: no such file'),
         (['--data-dir', '/nope'], 'no /nope/train.json'),
@@ -40,6 +42,24 @@ def run(script, *arguments, **environment):
 )
 def test_wrong_use_ends_with_one_clear_message(arguments, message):
     done = run('setup_and_train.sh', *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--foo'], 'unknown option --foo'),
+        ([], '--data-dir FOLDER is missing'),
+        (['--data-dir'], '--data-dir needs a value'),
+        (['--data-dir', 'x', '--size=sample'], '--size sample: must be minimal, standard or full'),
+        (['--data-dir', 'x', '--long-seconds', '-1'], '--long-seconds -1: needs a whole number'),
+        (['--data-dir', 'x', '--vocab-size=0'], '--vocab-size 0: needs a whole number above 0'),
+        (['--data-dir', 'x', 'trainer.max_steps=2'], 'no /no/such/python found'),
+    ],
+)
+def test_librispeech_script_is_as_clear(arguments, message):
+    done = run('train_librispeech.sh', *arguments)
     assert done.returncode == 2
     assert message in done.stderr
 
