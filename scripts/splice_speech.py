@@ -24,7 +24,9 @@ SPEED = (0.9, 1.1)
 GAIN_DB = (-4.0, 4.0)  # of one run against the others of its row
 LONGEST_RUN = 2  # words taken together from one prompt
 SHORTEST_WORD = 0.1  # seconds; the alignment did not find the shorter ones
-LONGEST_ROW = 12  # words joined at most
+LONGEST_ROW = 12  # words joined, about
+LONGEST_SECONDS = 16.0
+LETTERS_PER_SECOND = 22.0  # more than CTC can place in its 25 frames a second, with blanks between equal letters
 
 Prompt = tuple[np.ndarray, list[tuple[str, int, int]]]  # samples, and each word with its first and last sample
 
@@ -69,6 +71,11 @@ def spliced(prompts: list[Prompt], count: int, rng: random.Random) -> tuple[np.n
     return np.concatenate(pieces), ' '.join(words)
 
 
+def usable(samples: np.ndarray, text: str) -> bool:
+    seconds = len(samples) / RATE
+    return seconds <= LONGEST_SECONDS and len(text) <= LETTERS_PER_SECOND * seconds
+
+
 def write(manifest: Path, folder: Path, rows: int, share: float = 0.5, seed: int = 0) -> Path:
     """Write `rows` rows, of which `share` are joined from pieces; returns their manifest.
 
@@ -80,11 +87,12 @@ def write(manifest: Path, folder: Path, rows: int, share: float = 0.5, seed: int
     (folder / 'audio').mkdir(parents=True, exist_ok=True)
     prompts, rng, lines = load(manifest), random.Random(seed), []
     for index in range(rows):
-        samples, spans = prompts[index % len(prompts)]
-        text = ' '.join(word for word, _, _ in spans)
-        if rng.random() < share:
-            samples, text = spliced(prompts, min(len(spans), LONGEST_ROW), rng)
-        samples = at_speed(samples, rng.uniform(*SPEED))
+        prompt, spans = prompts[index % len(prompts)]
+        speed, joined = rng.uniform(*SPEED), rng.random() < share
+        samples, text = at_speed(prompt, speed), ' '.join(word for word, _, _ in spans)
+        while joined or not usable(samples, text):
+            samples, text = spliced(prompts, min(max(len(spans), 2), LONGEST_ROW), rng)
+            samples, joined = at_speed(samples, speed), False
         name = f'audio/{index:05d}.wav'
         soundfile.write(folder / name, np.clip(samples, -1, 1), RATE, subtype='PCM_16')
         lines.append(json.dumps({'audio_filepath': name, 'duration': round(len(samples) / RATE, 3), 'text': text}))

@@ -150,6 +150,13 @@ def test_rows_are_prompts_and_joined_ones_each_at_its_speed(splice_speech, tmp_p
     assert again.read_text() == made.read_text()
 
 
+def test_prompts_that_training_would_drop_are_replaced(splice_speech):
+    second = np.zeros(16000, dtype=np.float32)
+    assert splice_speech.usable(second, 'please enter')
+    assert not splice_speech.usable(second, 'please enter your number now')  # 28 letters in 25 frames
+    assert not splice_speech.usable(np.tile(second, 17), 'please enter')
+
+
 def test_word_ends_of_another_text_are_refused(splice_speech, tmp_path):
     row = rows_of('train')[0]
     row['audio_filepath'] = str(FOLDER / row['audio_filepath'])
