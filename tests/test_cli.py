@@ -228,6 +228,12 @@ def test_subword_model(speech, tmp_path):
     assert [row['text'] for row in rows] == ['one', 'two words', 'it is three']
     assert any(row['pred_text'] for row in rows)
 
+    lm = tmp_path / 'lm.arpa'
+    run('lm', speech / 'rows.json', '-m', tmp_path / 'bpe.nemo', '-o', lm, '--order', 3)
+    search = ('--lm', lm, '--lm-weight', 2, '--lm-bonus', 20)
+    text = run('transcribe', speech / 'a.wav', '-m', tmp_path / 'bpe.nemo', *search).stdout.strip()
+    assert text and set(text) <= set('onetwo words it is three')
+
 
 def test_one_file_gives_text_alone(model, speech):
     text = run('transcribe', speech / 'b.flac', '-m', model).stdout
