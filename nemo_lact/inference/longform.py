@@ -71,6 +71,7 @@ def transcribe_blocks(
         raise ValueError(f'this model cannot transcribe block by block: {reason}')
     model.eval()  # NeMo leaves it in training mode after `transcribe`
     if session_key is not None:
+        batch_size = 1 if model.encoder.config.lact_chunk_tolerance else batch_size
         yield from _by_key(model, rows, batch_size, channel, session_key, learn, on_seconds, half)
         return
     if state is not None:
@@ -78,6 +79,8 @@ def transcribe_blocks(
             (result,), state = _batch(model, [row], channel, state, learn, on_seconds, half)
             yield index, result, state
         return
+    if model.encoder.config.lact_chunk_tolerance:
+        batch_size = 1  # borders of its own in each row
     order = sorted(range(len(rows)), key=lambda i: -rows[i]['duration'])  # like lengths together: less padding
     for start in range(0, len(order), batch_size):
         here = order[start : start + batch_size]

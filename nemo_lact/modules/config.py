@@ -51,6 +51,8 @@ class LaCTEncoderConfig:
     num_lact_heads: int = 4
     inter_multi: float = 1.0  # hidden width of the memory network / head width
     lact_chunk_size: int = 512  # encoder frames a step of the memory
+    # Frames by which a chunk's border may move to where the input is quietest; 0: none. Bidirectional mode only.
+    lact_chunk_tolerance: int = 0
     lact_mode: str = 'bidirectional'  # or 'causal': a chunk is read before it is learned
     use_muon: bool = True
     use_momentum: bool = True
@@ -63,9 +65,9 @@ class LaCTEncoderConfig:
     fp32_states: bool = True  # keep the fast weights in fp32 under autocast and in half-precision models
     max_chunk_seconds: float = 100.0  # guards against lengths given in feature frames
 
-    # Evaluation of long input goes in segments of about so many encoder frames, all rows of the batch together: the
-    # memory it takes, not what it gives, which is the same. -1: all at once.
-    segment_frames: int = 8192
+    # Evaluation of long input goes in segments of so many encoder frames a row, fewer in batches of more than 4 rows.
+    # It changes the memory that takes, not the result. -1: all at once.
+    segment_frames: int = 4096
 
     # Regularisation and training.
     dropout: float = 0.1
@@ -75,6 +77,7 @@ class LaCTEncoderConfig:
     stochastic_depth_mode: str = 'linear'  # or 'uniform'
     stochastic_depth_start_layer: int = 1
     activation_checkpointing: bool = False  # recompute layers in backward: less memory, slower
+    compile: bool = False  # torch.compile for what lies around attention and memory: a minute to start, then faster
 
     @property
     def frame_seconds(self) -> float:
@@ -210,6 +213,16 @@ class LaCTEncoderConfig:
     def _check_context(self) -> None:
         _at_least('lact_chunk_size', self.lact_chunk_size, 1)
         self._check_seconds('lact_chunk_size', self.lact_chunk_size)
+        if not 0 <= self.lact_chunk_tolerance < self.lact_chunk_size:
+            raise ValueError(
+                f'lact_chunk_tolerance={self.lact_chunk_tolerance}; give 0 (borders where they are) to '
+                f'{self.lact_chunk_size - 1}, below lact_chunk_size'
+            )
+        if self.lact_chunk_tolerance and self.lact_mode != 'bidirectional':
+            raise ValueError(
+                f'lact_chunk_tolerance={self.lact_chunk_tolerance} with lact_mode={self.lact_mode}: a border is chosen '
+                f'among frames to come, which only lact_mode=bidirectional hears'
+            )
         if self.att_context_size is None:
             return
         for window in self.windows:

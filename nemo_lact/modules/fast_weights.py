@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemo_lact.modules.compiled import compiled
 from nemo_lact.modules.config import LaCTEncoderConfig
+from nemo_lact.modules.pauses import ChunkLayout
 from nemo_lact.ops import (
     FastWeights,
     Pending,
@@ -28,6 +30,15 @@ class MemoryState(NamedTuple):
     weights: FastWeights
     momentum: FastWeights
     pending: Pending | None = None  # streaming only
+
+    @classmethod
+    def joined(cls, parts: 'list[MemoryState]') -> 'MemoryState':
+        """Rows of several into one; without unfinished chunks."""
+
+        def join(groups) -> FastWeights:
+            return FastWeights(*(torch.cat(t) for t in zip(*groups)))
+
+        return cls(join(p.weights for p in parts), join(p.momentum for p in parts))
 
 
 def memory_of(state: LaCTState, layer: int) -> MemoryState:
@@ -162,6 +173,7 @@ class FastWeightMemory(nn.Module):
         adaptation: bool,
         state: MemoryState | None,
         keep_state: bool,
+        layout: ChunkLayout | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         """
         Args:
@@ -172,6 +184,7 @@ class FastWeightMemory(nn.Module):
             adaptation: False reads without updating.
             state: where the streams stand; None is fresh.
             keep_state: False returns None for the state, which saves its memory in training.
+            layout: where each row's chunks lie; None: every `lact_chunk_size` frames.
 
         Returns:
             Gated read [B, T, D], and the state after the last frame.
@@ -182,10 +195,16 @@ class FastWeightMemory(nn.Module):
         spare = None
         if adaptation:
             k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
+            size = cfg.lact_chunk_size
+            if layout is not None:
+                size, valid = layout.size, layout.valid(valid)
+                q, k, v, eta, mu = (layout.spread(t) for t in (q, k, v, eta, mu))
             out, weights, momentum = lact_swiglu(
                 q, k, v, eta, mu, valid, weights, momentum, self._lengths(initial),
-                cfg.lact_chunk_size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum,
+                size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum,
             )  # fmt: skip
+            if layout is not None:
+                out = layout.gathered(out)
             if self.training and cfg.lact_mode == 'causal':
                 spare = eta, mu
         else:
@@ -268,10 +287,12 @@ class FastWeightMemory(nn.Module):
         gradient, mu = state.pending
         return Pending(FastWeights(*(g.to(initial.w0.dtype) for g in gradient)), mu.to(initial.w0.dtype))
 
+    @compiled
     def _to_learn(self, x, k, v, cos, sin) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keys and values [B, H, T, d], step sizes, momentum gates."""
         return self._features(k, 1, cos, sin), self._heads(F.silu(v)), *self._steps(x)
 
+    @compiled
     def _gated(self, x: Tensor, out: Tensor, spare: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Read [B, H, T, d], normed and gated: [B, T, D]."""
         gate = F.silu(self.gate_proj(x))  # [B, T, H]
@@ -283,6 +304,7 @@ class FastWeightMemory(nn.Module):
         out = self.norm(out).transpose(1, 2) * gate[..., None].to(out.dtype)  # [B, T, H, d]
         return out.reshape(x.size(0), -1, self.config.d_model)
 
+    @compiled
     def _features(self, x: Tensor, which: int, cos: Tensor, sin: Tensor) -> Tensor:
         """q (which 0) or k (1): [B, T, D] -> [B, H, T, d] of unit length."""
         cfg = self.config

@@ -23,16 +23,17 @@ from nemo.core.neural_types import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nemo_lact.modules.cache_aware import CacheAwareMixin, FrontEnd
 from nemo_lact.modules.config import LaCTEncoderConfig
-from nemo_lact.modules.fast_weights import memory_of, stacked
+from nemo_lact.modules.fast_weights import MemoryState, memory_of, stacked
 from nemo_lact.modules.lact_layer import LaCTLayer
+from nemo_lact.modules.pauses import ChunkLayout, borders_of, frame_energy, layout
 from nemo_lact.modules.segments import SegmentedPass
-from nemo_lact.modules.streaming import FrontEnd, StreamingMixin
 from nemo_lact.ops import rotary_tables
 from nemo_lact.state import COUNTERS, LaCTState
 
 
-class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
+class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
     """Sliding-window attention for the near past, fast weights for the rest of the recording.
 
     Takes the options of `LaCTEncoderConfig` as keyword arguments; wrong ones raise ValueError with the value, the
@@ -112,6 +113,14 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         )
 
     @property
+    def input_types_for_export(self):
+        caches = {
+            'cache_last_channel': NeuralType(('B', 'D', 'T', 'D'), ChannelType(), optional=True),
+            'cache_last_time': NeuralType(('B', 'D', 'D', 'T'), ChannelType(), optional=True),
+        }
+        return OrderedDict((name, caches.get(name, kind)) for name, kind in self.input_types.items())
+
+    @property
     def disabled_deployment_input_names(self) -> set:
         caches = {'cache_last_channel', 'cache_last_time', 'cache_last_channel_len'}
         return {'bypass_pre_encode'} | (set() if self.export_cache_support else caches)
@@ -121,8 +130,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         caches = {'cache_last_channel_next', 'cache_last_time_next', 'cache_last_channel_next_len'}
         return set() if self.export_cache_support else caches
 
-    def input_example(self, max_batch: int = 1, max_dim: int = 256) -> tuple[Tensor, Tensor]:
-        """Random features [max_batch, feat_in, max_dim] and lengths, for tracing."""
+    def input_example(self, max_batch: int = 1, max_dim: int = 256) -> tuple[Tensor, ...]:
+        """Random features [max_batch, feat_in, max_dim] and lengths, or a step with its caches, for tracing."""
+        if self.export_cache_support:
+            return self.step_example(max_batch, max_dim)
         device = next(self.parameters()).device
         signal = torch.randn(max_batch, self._feat_in, max_dim, device=device)
         length = torch.randint(max_dim // 4, max_dim, (max_batch,), device=device, dtype=torch.int64)
@@ -247,7 +258,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
             audio_signal: [B, F, T] features; [B, T', D] with `bypass_pre_encode`.
             length: [B] valid frames of each row; None means all of T.
             cache_last_channel, cache_last_time, cache_last_channel_len: from `get_initial_cache_state` or the step
-                before: audio_signal is the next step of streams. See modules/streaming.py.
+                before: audio_signal is the next step of streams. See modules/cache_aware.py.
             bypass_pre_encode: the input has been through `pre_encode`; only with caches.
 
         Returns:
@@ -316,9 +327,9 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         return out.to(torch.int64) * (length > 0)  # a causal front end makes a frame of nothing
 
     def segment_size(self, batch: int) -> int:
-        """Encoder frames of each row in a segment: whole chunks, `segment_frames` over all rows."""
+        """Encoder frames of each row in a segment: whole chunks, about `segment_frames`."""
         chunk = self.config.lact_chunk_size
-        return max(1, self.config.segment_frames // batch // chunk) * chunk
+        return max(1, self.config.segment_frames * 4 // max(batch, 4) // chunk) * chunk
 
     def front_end(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """[B, F, T] features -> [B, T', D], lengths."""
@@ -364,6 +375,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         return x, length, LaCTState(position=position, fingerprint=fingerprint, **groups)
 
     def _whole(self, audio_signal, length, state, keep_state, learn):
+        heard = length
         x, length = self.front_end(audio_signal, length)  # [B, T', D]
         valid = torch.arange(x.size(1), device=x.device) < length[:, None]  # [B, T']
         positions = torch.arange(x.size(1), device=x.device)
@@ -374,15 +386,28 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         if self.training and len(self.att_context_size_all) > 1:
             window = tuple(random.choices(self.att_context_size_all, weights=self.config.att_context_probs)[0])
         may_learn = None if learn is None else valid & learn[:, None]
+        chunks = self._chunk_layout(audio_signal, heard, length, x.size(1))
         layers_out = []
         for index, layer in enumerate(self.layers):
             before = x
             memory = None if state is None else memory_of(state, index)
-            x, memory = self._run_layer(layer, x, valid, cos, sin, window, memory, keep_state, may_learn)
+            x, memory = self._run_layer(layer, x, valid, cos, sin, window, memory, keep_state, may_learn, chunks)
             x = self._stochastic_depth(index, before, x)
             layers_out.append(memory)
             self._register_interctc(index, x, length)
         return self.head(x).transpose(1, 2), length, layers_out
+
+    def _chunk_layout(self, audio_signal: Tensor, heard: Tensor, length: Tensor, frames: int) -> ChunkLayout | None:
+        """Chunks with borders in pauses, for `lact_chunk_tolerance`; [B] feature frames, [B] encoder frames."""
+        chunk, tolerance = self.config.lact_chunk_size, self.config.lact_chunk_tolerance
+        if not tolerance:
+            return None
+        if torch.jit.is_tracing():
+            raise ValueError(f'lact_chunk_tolerance={tolerance} cannot be exported; build the model with 0 for export')
+        t = torch.arange(audio_signal.size(2), device=audio_signal.device)
+        signal = audio_signal.masked_fill(t >= heard[:, None, None], 0.0)
+        borders = borders_of(frame_energy(signal, self.subsampling_factor), length, chunk, tolerance)
+        return layout(borders, 0, frames, chunk + tolerance, audio_signal.device)
 
     def _in_segments(self, audio_signal: Tensor) -> bool:
         """True if the input is longer than a segment and can be cut without a change of the result."""
@@ -396,17 +421,26 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, StreamingMixin):
         return self.output_frames(audio_signal.size(2)) > self.segment_size(audio_signal.size(0))
 
     def _by_segments(self, audio_signal, length, state, learn):
+        if self.config.lact_chunk_tolerance and length.size(0) > 1:  # rows with borders of their own go alone
+            rows = []
+            for i in range(length.size(0)):
+                row = slice(i, i + 1)
+                own = None if state is None else state.select([i])
+                rows.append(self._by_segments(audio_signal[row], length[row], own, None if learn is None else learn[row]))
+            states = [MemoryState.joined(parts) for parts in zip(*(row[2] for row in rows))]
+            return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows]), states
         states = [None if state is None else memory_of(state, i) for i in range(self.n_layers)]
         offset = None if state is None or self.config.ttt_nope else state.position
-        run = SegmentedPass(self, length, states, learn, offset)
+        run = SegmentedPass(self, length, states, learn, offset).overlapping()
         step = run.segment * self.subsampling_factor
         total, outputs = audio_signal.size(2), []
         for start in range(0, total, step):
             outputs.append(run.feed(audio_signal[:, :, start : start + step], last=start + step >= total))
+        run.join()
         return torch.cat(outputs, dim=2), run.frames, run.layer_states
 
-    def _run_layer(self, layer, x, valid, cos, sin, window, memory, keep_state, learn):
-        args = (x, valid, cos, sin, window, self.adaptation, memory, keep_state, learn)
+    def _run_layer(self, layer, x, valid, cos, sin, window, memory, keep_state, learn, chunks):
+        args = (x, valid, cos, sin, window, self.adaptation, memory, keep_state, learn, chunks)
         if self.config.activation_checkpointing and self.training:
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)

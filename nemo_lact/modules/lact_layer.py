@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from nemo.collections.asr.parts.submodules.conformer_modules import ConformerConvolution
 from torch import Tensor, nn
 
+from nemo_lact.modules.compiled import compiled
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import FastWeightMemory, MemoryState, RMSNorm
+from nemo_lact.modules.pauses import ChunkLayout
 from nemo_lact.ops import cached_attention, rotate, window_attention
 
 
@@ -47,29 +49,29 @@ class LaCTMixer(nn.Module):
         state: MemoryState | None,
         keep_state: bool,
         learn: Tensor | None = None,
+        layout: ChunkLayout | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         """x [B, T, D], valid [B, T], tables [T, width / 2] -> ([B, T, D], state).
 
-        learn: [B, T] bool, the frames the memory learns from; None: all valid ones.
+        learn: [B, T] bool, the frames the memory learns from; None: all valid ones. layout: of the memory's chunks.
         """
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
         near = self.near(q, k, v, valid, cos, sin, window)
-        far, state = self.memory(x, q, k, v, valid if learn is None else learn, cos, sin, adaptation, state, keep_state)
+        learn = valid if learn is None else learn
+        far, state = self.memory(x, q, k, v, learn, cos, sin, adaptation, state, keep_state, layout)
         return self.out(near + far.to(near.dtype)), state
 
     def near(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, cos: Tensor, sin: Tensor, window) -> Tensor:
         """Window attention: the shared projection [B, T, D] -> [B, T, D]."""
-        near = window_attention(
-            rotate(self.q_norm(self._heads(q)), cos, sin),
-            rotate(self.k_norm(self._heads(k)), cos, sin),
-            self._heads(v),
-            valid,
-            window[0],
-            window[1],
-            self.config.dropout_att if self.training else 0.0,
-            self.config.att_chunk(window),
-        )
+        q, k = self._turned(q, self.q_norm, cos, sin), self._turned(k, self.k_norm, cos, sin)
+        dropout = self.config.dropout_att if self.training else 0.0
+        near = window_attention(q, k, self._heads(v), valid, window[0], window[1], dropout, self.config.att_chunk(window))
         return self._flat(near)
+
+    @compiled
+    def _turned(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
+        """q or k [B, T, D], normed and turned to its positions: [B, heads, T, width]."""
+        return rotate(norm(self._heads(x)), cos, sin)
 
     def near_cached(self, q, k, v, valid, cos, sin, window, keys: Tensor, values: Tensor):
         """`near` for the frames after those cached.
@@ -108,6 +110,7 @@ class LaCTLayer(nn.Module):
 
     def __init__(self, config: LaCTEncoderConfig):
         super().__init__()
+        self.config = config
         self.ff_scale = 0.5 if config.macaron else 1.0
         self.norm_ff1 = nn.LayerNorm(config.d_model) if config.macaron else None
         self.ff1 = SwiGLU(config) if config.macaron else None
@@ -130,10 +133,12 @@ class LaCTLayer(nn.Module):
         state: MemoryState | None = None,
         keep_state: bool = True,
         learn: Tensor | None = None,
+        layout: ChunkLayout | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         """x [B, T, D], valid [B, T] bool -> ([B, T, D], the memory's state after the last frame)."""
         x = self.before(x)
-        mixed, state = self.mixer(self.norm_mixer(x), valid, cos, sin, window, adaptation, state, keep_state, learn)
+        args = (valid, cos, sin, window, adaptation, state, keep_state, learn, layout)
+        mixed, state = self.mixer(self.norm_mixer(x), *args)
         x = x + self.dropout(mixed)
         if self.conv is not None:
             x = x + self.dropout(self.conv(self.norm_conv(x), pad_mask=~valid))
@@ -141,8 +146,13 @@ class LaCTLayer(nn.Module):
 
     def before(self, x: Tensor) -> Tensor:
         """What comes before the mixer, frame by frame."""
-        return x if self.ff1 is None else x + self.ff_scale * self.dropout(self.ff1(self.norm_ff1(x)))
+        return x if self.ff1 is None else self._half_step(x)
 
+    @compiled
+    def _half_step(self, x: Tensor) -> Tensor:
+        return x + self.ff_scale * self.dropout(self.ff1(self.norm_ff1(x)))
+
+    @compiled
     def after(self, x: Tensor) -> Tensor:
         """What comes after the convolution, frame by frame."""
         return x + self.ff_scale * self.dropout(self.ff2(self.norm_ff2(x)))

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from nemo_lact.modules.fast_weights import MemoryState
 from nemo_lact.modules.lact_layer import LaCTLayer
+from nemo_lact.modules.pauses import ChunkLayout, frame_energy, layout, next_border
 from nemo_lact.ops import rotary_tables
 
 MARGIN = 3  # encoder frames of context given to the front end on both sides; its convolutions see less than one
+LANES = 4  # CUDA streams that successive segments take in turn, see SegmentedPass.overlapping
 FRONT_FRAMES = 1024  # encoder frames of all rows that the front end works on at a time
+_lanes: dict[torch.device, list] = {}
 
 
 class _Queue:
@@ -46,6 +49,18 @@ class _LayerPass:
     def __init__(self, layer: LaCTLayer, owner: 'SegmentedPass', state: MemoryState | None):
         self.layer, self.owner, self.state = layer, owner, state
         self.mixing, self.convolving = _Queue(), _Queue()
+        self.done: torch.cuda.Event | None = None  # on a GPU, the last segment's work in this layer
+
+    def take_turn(self, lane: torch.cuda.Stream) -> None:
+        """From here on in `lane`: after the segment before, whose tensors must outlive their use here."""
+        if self.done is not None:
+            lane.wait_event(self.done)
+        kept = [self.mixing.frames, self.convolving.frames]
+        if self.state is not None:
+            kept += [*self.state.weights, *self.state.momentum]
+        for tensor in kept:
+            if tensor is not None:
+                tensor.record_stream(lane)
 
     def feed(self, x: Tensor, last: bool) -> Tensor:
         """[B, n, D] more frames -> [B, m, D] frames that are complete, in order."""
@@ -71,7 +86,7 @@ class _LayerPass:
         near = mixer.near(q, k, v, valid, *tables, owner.window)[:, own]
         far, self.state = mixer.memory(
             h[:, own], q[:, own], k[:, own], v[:, own], valid[:, own] & owner.learn, *(t[..., own, :] for t in tables),
-            owner.adaptation, self.state, True,
+            owner.adaptation, self.state, True, owner.layout(done, stop, x.device),
         )  # fmt: skip
         y = queue.part(done, stop) + mixer.out(near + far.to(near.dtype))
         queue.finish(stop, owner.whole_attention_chunks(max(0, stop - owner.left)))
@@ -127,7 +142,13 @@ class SegmentedPass:
         self.layers = [_LayerPass(layer, self, state) for layer, state in zip(encoder.layers, states)]
         self.features: Tensor | None = None  # [B, F, .] from feature frame `base` on
         self.base = self.encoded = self.waiting_frames = 0
+        self.tolerance = self.config.lact_chunk_tolerance
+        if self.tolerance and length.size(0) != 1:
+            raise ValueError(f'lact_chunk_tolerance={self.tolerance} puts borders elsewhere in each row; give one row')
+        self.borders, self.energy = [0], torch.zeros(0)  # with a tolerance: chosen so far, and of the frames encoded
         self.waiting: list[Tensor] = []  # front end's output until there is a segment of it
+        self.lanes: list[torch.cuda.Stream] = []
+        self.turn = 0
 
     @property
     def layer_states(self) -> list[MemoryState]:
@@ -147,9 +168,30 @@ class SegmentedPass:
 
     def complete(self, end: int) -> int:
         """Up to which frame a layer that has heard `end` frames can go: whole memory chunks with all they attend to."""
+        if self.tolerance:
+            return max(b for b in self.borders if b <= max(0, end - self.right))
         if self.attention_chunk:
             return self.whole_attention_chunks(end) // self.chunk * self.chunk
         return max(0, end - self.right) // self.chunk * self.chunk
+
+    def layout(self, start: int, stop: int, device) -> ChunkLayout | None:
+        if not self.tolerance:
+            return None
+        return layout([self.borders], start, stop, self.chunk + self.tolerance, device)
+
+    def _choose_borders(self, start: int, stop: int, last: bool) -> None:
+        """The loudness of encoder frames [start, stop) has come: more borders may be certain."""
+        factor = self.encoder.subsampling_factor
+        first = max(0, (start - 1) * factor)
+        x = self.features[:, :, first - self.base : stop * factor - self.base]
+        t = torch.arange(first, first + x.size(2), device=x.device)
+        energy = frame_energy(x.masked_fill(t >= self.length[:, None, None], 0.0), factor)[0]
+        self.energy = torch.cat([self.energy, energy[start - first // factor :][: stop - start].cpu()])
+        frames = int(self.frames[0])
+        # A border is certain when all frames it may take have come.
+        ahead = 0 if last else self.chunk + self.tolerance
+        while self.borders[-1] + ahead < len(self.energy):
+            self.borders.append(next_border(self.energy, self.borders[-1], frames, self.chunk, self.tolerance))
 
     def feed(self, features: Tensor, last: bool) -> Tensor:
         """[B, F, n] more feature frames -> [B, D', m] more encoder frames; `last`: nothing follows."""
@@ -174,6 +216,8 @@ class SegmentedPass:
             outputs.append(self._run(True))
         if not outputs:
             return features.new_zeros(features.size(0), self.encoder._feat_out, 0)
+        if len(outputs) > 1:
+            self.join()
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def _front(self, start: int, stop: int, last: bool) -> None:
@@ -187,13 +231,51 @@ class SegmentedPass:
         x = self.encoder.front_end(x, (self.length - first).clamp(min=0, max=end - first))[0]  # [B, ., D]
         self.waiting.append(x[:, start - first // factor : stop - first // factor])
         self.waiting_frames += stop - start
+        if self.tolerance:
+            self._choose_borders(start, stop, last)
 
     def _run(self, last: bool) -> Tensor:
         x = torch.cat(self.waiting, dim=1) if self.waiting else self._nothing()
         self.waiting, self.waiting_frames = [], 0
+        if not self.lanes:
+            return self._through_layers(x, last)
+        lane = self.lanes[self.turn % len(self.lanes)]
+        self.turn += 1
+        lane.wait_stream(torch.cuda.current_stream())
+        x.record_stream(lane)
+        with torch.cuda.stream(lane):
+            y = self._through_layers(x, last, lane)
+        y.record_stream(torch.cuda.current_stream())
+        return y
+
+    def _through_layers(self, x: Tensor, last: bool, lane: torch.cuda.Stream | None = None) -> Tensor:
         for layer in self.layers:
+            if lane is not None:
+                layer.take_turn(lane)
             x = layer.feed(x, last)
+            if lane is not None:
+                layer.done = lane.record_event()
         return self.encoder.head(x).transpose(1, 2)  # [B, D', m]
+
+    def overlapping(self) -> 'SegmentedPass':
+        """Lets a GPU work on several segments at once, each in a lower layer than the one before: the memory's steps,
+        one after the other and small, then run beside the large products. Results are there after `join`.
+        """
+        if self.length.is_cuda:
+            device = self.length.device
+            if device not in _lanes:
+                _lanes[device] = [torch.cuda.Stream(device) for _ in range(LANES)]
+            self.lanes = _lanes[device]
+        return self
+
+    def join(self) -> None:
+        """Wait, on the current stream, for everything fed so far."""
+        if self.lanes:
+            here = torch.cuda.current_stream()
+            for lane in self.lanes:
+                here.wait_stream(lane)
+            for layer in self.layers:
+                layer.take_turn(here)
 
     def _nothing(self) -> Tensor:
         weight = self.encoder.norm_out.weight
