@@ -1,5 +1,6 @@
 """`nemo-lact data`: the tools of this folder as commands. Thin, and nothing heavy is imported before one runs."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -339,7 +340,8 @@ def _show_rules(report) -> None:
         table.add_column(column)
     for rule, what in RULES:
         before, after = report.examples.get(rule, [('', '')])[0]
-        example = f'{before[:40]!r} → {after[:40]!r}' if before else ''
+        at = max(0, len(os.path.commonprefix([before, after])) - 12)  # where they begin to differ
+        example = f'{before[at : at + 30]!r} → {after[at : at + 30]!r}' if before else ''
         if rule == 'digits' and report.digits:
             example = repr(report.digits[0][:60])
         table.add_row(rule, what, f'{report.changed[rule]:,}', example)

@@ -5,6 +5,7 @@ them, one 'ID TEXT' a line, and LibriSpeech/SPEAKERS.TXT.
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,16 +54,18 @@ def fetch(subsets: Sequence[str], folder: str | Path, mirror: str = MIRROR, jobs
         sizes = dict(zip(missing, pool.map(remote_size, urls.values())))
     check_space(folder, _room(folder, sizes, jobs, keep), f'LibriSpeech {", ".join(missing)}')
 
+    stopped = threading.Event()
     with progress(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
 
         def one(name: str) -> None:
             task = bar.add_task(name, total=sizes[name])
-            archive = download(
-                urls[name],
-                folder / f'{name}.tar.gz',
-                MD5[name],
-                report=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+
+            def report(done: int, total: int | None) -> None:
+                bar.update(task, completed=done, total=total)
+                if stopped.is_set():
+                    raise KeyboardInterrupt  # in a thread nobody else would
+
+            archive = download(urls[name], folder / f'{name}.tar.gz', MD5[name], report)
             bar.update(task, description=f'{name}: unpacking')
             unpack(archive, folder, f'LibriSpeech/{name}')
             if not keep:
@@ -70,7 +73,12 @@ def fetch(subsets: Sequence[str], folder: str | Path, mirror: str = MIRROR, jobs
             bar.update(task, description=f'{name}: done')
 
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(one, missing))
+            try:
+                list(pool.map(one, missing))
+            except KeyboardInterrupt:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _room(folder: Path, sizes: dict[str, int | None], jobs: int, keep: bool) -> int:

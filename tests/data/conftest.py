@@ -3,6 +3,7 @@
 import http.server
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def librispeech(tmp_path) -> Path:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files` with byte ranges; `server.cut` ends each reply after so many bytes."""
+    """Serves `server.files` with byte ranges; `server.cut` ends each reply after so many bytes, `server.slow` waits."""
 
     def do_HEAD(self):
         self.reply(body=False)
@@ -47,8 +48,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(rest)))
         self.end_headers()
         if body:
-            self.wfile.write(rest if server.cut is None else rest[: server.cut])
-            self.wfile.flush()
+            rest = rest if server.cut is None else rest[: server.cut]
+            for at in range(0, len(rest), 1 << 19):
+                time.sleep(server.slow)
+                try:
+                    self.wfile.write(rest[at : at + (1 << 19)])
+                    self.wfile.flush()
+                except OSError:  # the client has gone
+                    break
         self.close_connection = True
 
     def log_message(self, *args):
@@ -57,9 +64,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """A server on this machine: set `.files[path] = bytes`, `.cut`, `.ranges`, `.fail_next`; read `.requests`."""
+    """A server on this machine: set `.files`, `.cut`, `.ranges`, `.fail_next`, `.slow`; read `.requests`."""
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    httpd.files, httpd.requests, httpd.cut, httpd.ranges, httpd.fail_next = {}, [], None, True, 0
+    httpd.files, httpd.requests, httpd.cut, httpd.ranges = {}, [], None, True
+    httpd.fail_next = httpd.slow = 0
     httpd.url = f'http://127.0.0.1:{httpd.server_port}'
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()

@@ -20,7 +20,7 @@ SPEAKERS_TXT = """; Some pipe(|) separated metadata about all LibriSpeech speake
 """
 LIBRI = {  # subset -> speaker -> chapter -> utterances (seconds, text)
     'train-clean-100': {
-        '1272': {'128104': [(1.0, 'MISTER QUILTER IS THE APOSTLE'), (1.5, "IT'S NOT A MAN"), (0.5, 'NO')]},
+        '1272': {'128104': [(3.0, 'MISTER QUILTER IS THE APOSTLE'), (1.5, "IT'S NOT A MAN"), (0.5, 'NO')]},
     },
     'dev-clean': {
         '84': {'121123': [(1.25, 'GO DO YOU HEAR')], '121550': [(2.0, 'BUT WITH FULL RAVISHMENT')]},

@@ -38,7 +38,7 @@ def test_rows_of_the_official_tree(librispeech, tmp_path):
         'chapter': '128104',
         'gender': 'M',
     }
-    assert [row['duration'] for row in rows] == [1.0, 1.5, 0.5]
+    assert [row['duration'] for row in rows] == [3.0, 1.5, 0.5]
     assert [row['speaker'] for row in read_rows(out / 'dev-clean.json')] == ['174', '174', '84', '84']
     assert read_rows(out / 'train.json') == rows
     # minimal has no test subset: every second speaker of dev-clean

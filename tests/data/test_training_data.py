@@ -35,7 +35,13 @@ TINY = [
     'trainer.log_every_n_steps=1',
     '++exp_manager=null',
 ]
-LHOTSE = ['model.train_ds.use_lhotse=true', 'model.train_ds.max_duration=60', '++model.train_ds.shard_seed=0']
+LHOTSE = [
+    'model.train_ds.use_lhotse=true',
+    'model.train_ds.max_duration=60',
+    'model.train_ds.shuffle_buffer_size=50',
+    'model.train_ds.bucket_buffer_size=50',
+    '++model.train_ds.shard_seed=0',
+]
 
 
 @pytest.fixture(scope='module')
@@ -138,7 +144,7 @@ def tar_as_nemo(data, folder, shards=2):
 def test_tarred(data, tmp_path, use_lhotse):
     tar_as_nemo(data, tmp_path)
     manifest = 'sharded_manifests/manifest__OP_0..1_CL_.json' if use_lhotse else 'tarred_audio_manifest.json'
-    more = [*LHOTSE, 'model.train_ds.shuffle_buffer_size=20'] if use_lhotse else []
+    more = LHOTSE if use_lhotse else []
     train(
         'model.train_ds.is_tarred=true',
         f'model.train_ds.manifest_filepath={tmp_path / manifest}',
@@ -151,10 +157,14 @@ def test_tarred(data, tmp_path, use_lhotse):
 
 def test_shar_of_long_rows(data, tmp_path):
     from lhotse import CutSet
+    from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 
-    cuts = CutSet.from_file(data / 'long.jsonl.gz')
-    cuts.to_eager().to_shar(tmp_path, fields={'recording': 'flac'}, shard_size=3)
-    options = ['model.train_ds.manifest_filepath=null', f'model.train_ds.shar_path={tmp_path}', *LHOTSE]
+    # Shar packs recordings, so pieces of several files are joined first.
+    joined = ['-o', tmp_path / 'long.json', '--seconds', 25, '--write-audio', tmp_path / 'audio']
+    run('data', 'longform', data / 'short.json', *joined)
+    cuts = CutSet(LazyNeMoIterator(tmp_path / 'long.json'))
+    cuts.to_eager().to_shar(tmp_path / 'shar', fields={'recording': 'flac'}, shard_size=3)
+    options = ['model.train_ds.manifest_filepath=null', f'model.train_ds.shar_path={tmp_path / "shar"}', *LHOTSE]
     assert max(train(*options, 'model.train_ds.batch_size=2').updates) > 5
 
 
