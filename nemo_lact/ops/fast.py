@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_lact.ops import newton_schulz_half
+from nemo_lact.ops.cuda_graphs import replay
 from nemo_lact.ops.fast_weights import FastWeights
 from nemo_lact.ops.triton_backward import (
     gradient_backward_kernel,
@@ -27,6 +28,7 @@ except ImportError:  # Triton before 3.5
 # Under TRITON_INTERPRET=1 (for tests without a GPU) a kernel is run by Python.
 INTERPRETED = not isinstance(read_kernel, triton.JITFunction)
 FUSED_WIDTH = 192  # 3 × 3 tiles of 64 fill the registers and the shared memory of one program
+GRAPH_CHUNKS = 4  # chunks from which input without gradients is replayed as a CUDA graph
 PROGRAMS = 96  # fewer than this leave most of a GPU idle: the frames of a chunk are split to reach it
 
 
@@ -46,6 +48,28 @@ def lact_swiglu_fast(
     use_momentum: bool = True,
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
+    tensors = (q, k, v, eta, mu, valid, *weights, *momentum, *lengths)
+    options = (chunk_size, mode, use_muon, use_momentum)
+    if _may_replay(q, chunk_size):
+        out = replay(_run_flat, tensors, options)
+    else:
+        out = _run_flat(*tensors, *options)
+    return out[0], FastWeights(*out[1:4]), FastWeights(*out[4:7]) if use_momentum else momentum
+
+
+def _may_replay(q: Tensor, chunk: int) -> bool:
+    """Long input is bound by launches, so its chunk loop is recorded once as a CUDA graph and replayed."""
+    long = q.is_cuda and q.size(2) >= GRAPH_CHUNKS * chunk
+    return long and not torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing()
+
+
+def _run_flat(q, k, v, eta, mu, valid, w0, w1, w2, m0, m1, m2, l0, l1, l2, *options) -> tuple[Tensor, ...]:
+    state = FastWeights(w0, w1, w2), FastWeights(m0, m1, m2), FastWeights(l0, l1, l2)
+    out, weights, momentum = _run(q, k, v, eta, mu, valid, *state, *options)
+    return out, *weights, *momentum
+
+
+def _run(q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum):
     frames, mean_mu = _chunk_means(mu, valid, chunk_size)
     with torch.autocast(device_type=q.device.type, enabled=False):
         out, w, m = _Memory.apply(
@@ -167,7 +191,7 @@ class _Memory(torch.autograd.Function):
             halves[0] = weights
         grid, tiles = sizes.shares(batch * heads, min(chunk, total))
         gradient = weights.new_empty((grid[2], *shape))
-        kept = []
+        kept, buffers = [], []
         factors = q.new_empty((batch, heads, total, 3, width) if keep else 1, dtype=sizes.products)
         w, m = weights, momentum
         for index in range(steps):
@@ -177,12 +201,10 @@ class _Memory(torch.autograd.Function):
                 *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), _stride(w), gradient.stride(0),
                 STEPS=tiles, KEEP=keep, **sizes.gemm,
             )  # fmt: skip
-            outs = (
-                weights.new_empty(shape),
-                weights.new_empty(shape),
-                halves[index + first],
-                weights.new_empty((batch, heads, 3, width)),
-            )
+            if keep or index < 2:  # without backward two sets take turns
+                buffers.append([weights.new_empty(size) for size in (shape, shape, shape[:-1])])
+            m_new, w_new, ratio = buffers[index if keep else index % 2]
+            outs = (m_new, w_new, halves[index + first], ratio)
             m_old = None if momentum is None else m
             _update(sizes, gradient, m_old, w, lengths, mu, frames, index, chunk, muon, outs)
             if keep:
@@ -266,7 +288,7 @@ def _newton_schulz_backward(sizes: _Sizes, x: Tensor, d: Tensor) -> Tensor:
     tiles = sizes.hopper['NT']
     steps = x.new_empty((x.size(0), 5, tiles * tiles, 64, 64))
     products = x.new_empty((x.size(0), tiles * (tiles + 1) // 2, 64, 64))
-    hopper.newton_schulz_backward_kernel[(x.size(0),)](x, d, steps, products, **sizes.hopper)
+    hopper.newton_schulz_backward_kernel[(x.size(0),)](x, d, steps, products, **{**sizes.hopper, 'num_warps': 8})
     return d
 
 
