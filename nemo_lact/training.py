@@ -173,7 +173,9 @@ def _fit_to_lhotse(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         changes['limit_train_batches'] = min(EPOCH_BATCHES, steps)
     if 'trainer.use_distributed_sampler' not in given:
         changes['use_distributed_sampler'] = False
-    return OmegaConf.merge(cfg, {'trainer': changes})
+    # Lhotse's thread for buckets is no daemon: it would keep the process alive after the training.
+    quiet = {'concurrent_bucketing': cfg.model.train_ds.get('concurrent_bucketing', False)}
+    return OmegaConf.merge(cfg, {'trainer': changes, 'model': {'train_ds': quiet}})
 
 
 def _plain_manifests(dataset: DictConfig | ListConfig | None) -> list[str]:
