@@ -116,14 +116,8 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
         return signal, length, channel.transpose(0, 1), time.transpose(0, 1), heard
 
     def streaming_post_process(self, rets, keep_all_outputs: bool = True):
-        """Outputs beyond the step's `valid_out_len` are dropped unless `keep_all_outputs`; caches go unchanged."""
-        if len(rets) == 2:
-            return rets[0], rets[1], None, None, None
-        encoded, length, channel, time, channel_len = rets
-        if not keep_all_outputs and self.streaming_cfg.valid_out_len > 0:
-            encoded = encoded[:, :, : self.streaming_cfg.valid_out_len]
-            length = length.clamp(max=self.streaming_cfg.valid_out_len)
-        return encoded, length, channel, time, channel_len
+        """What NeMo may drop from a step is not there: a frame comes out when all it looks at was heard."""
+        return (*rets, None, None, None) if len(rets) == 2 else rets
 
     def _cache_forward(self, audio_signal, length, channel, time, heard, bypass_pre_encode: bool):
         """One step with NeMo's caches: five results as ConformerEncoder gives."""

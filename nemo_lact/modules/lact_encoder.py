@@ -284,9 +284,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             outputs, lengths, _ = self._encode(audio_signal, length, None, keep_state=False)
             return outputs, lengths
         caches = cache_last_channel.transpose(0, 1), cache_last_time.transpose(0, 1), cache_last_channel_len
-        out = self.streaming_post_process(
-            self._cache_forward(audio_signal, length, *caches, False), keep_all_outputs=False
-        )
+        out = self._cache_forward(audio_signal, length, *caches, False)
         return out[0], out[1], out[2].transpose(0, 1), out[3].transpose(0, 1), out[4]
 
     def forward_with_state(

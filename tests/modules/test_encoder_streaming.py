@@ -84,13 +84,16 @@ def test_memory_after_the_stream_equals_offline(encoder, contract):
         contract('streaming = offline (relative, fp32)', relative(rows[row], whole[row, :, : n[row]]), 1e-4)
 
 
-def nemo_steps(encoder, signal, length):
-    """[B] rows of encoded frames and the caches, fed as NeMo's streaming script does it, with NeMo's own buffer."""
+def nemo_steps(encoder, signal, length, padded=False):
+    """[B] rows of encoded frames and the caches, fed as NeMo's streaming script does it, with NeMo's own buffer.
+
+    padded: the first step has padding before it, as in the inference pipelines and with pad_and_drop_preencoded.
+    """
     model = SimpleNamespace(
         encoder=encoder, device='cpu', _cfg=OmegaConf.create({'preprocessor': {'normalize': 'NA'}}),
         from_config_dict=lambda cfg: torch.nn.Identity(),
     )  # fmt: skip
-    buffer = CacheAwareStreamingAudioBuffer(model)
+    buffer = CacheAwareStreamingAudioBuffer(model, pad_and_drop_preencoded=padded)
     for row, n in enumerate(length.tolist()):
         buffer.append_processed_signal(signal[row : row + 1, :, :n], stream_id=-1)
     caches = encoder.get_initial_cache_state(batch_size=signal.size(0))
@@ -100,7 +103,7 @@ def nemo_steps(encoder, signal, length):
             processed_signal=chunk, processed_signal_length=n,
             cache_last_channel=caches[0], cache_last_time=caches[1], cache_last_channel_len=caches[2],
             keep_all_outputs=buffer.is_buffer_empty(),
-            drop_extra_pre_encoded=encoder.streaming_cfg.drop_extra_pre_encoded if step else 0,
+            drop_extra_pre_encoded=encoder.streaming_cfg.drop_extra_pre_encoded if step or padded else 0,
         )  # fmt: skip
         for row, frames in enumerate(rows):
             frames.append(out[row, :, : int(count[row])])
@@ -120,12 +123,21 @@ def test_nemo_cache_interface_equals_offline(encoder, contract, frames):
             assert rows[row].size(1) == n[row]
             difference = relative(rows[row], whole[row, :, : n[row]])
             contract('NeMo cache-aware steps = offline (relative, fp32)', difference, 1e-4)
-        assert caches[0].dtype == torch.float32 and caches[2].tolist() == n.tolist()
+        assert caches[0].dtype == torch.float32 and caches[2].tolist() == length.tolist()
+        rows, caches = nemo_steps(encoder, signal, length, padded=True)
+        for row in range(3):
+            # Steps end on a multiple of the subsampling factor, and a full last step does not look like the last:
+            # offline makes one more frame, of what it has heard already.
+            m = rows[row].size(1)
+            assert n[row] - m == int(length[row] % encoder.streaming_cfg.chunk_size[1] == 0)
+            difference = relative(rows[row], whole[row, :, :m])
+            contract('NeMo cache-aware steps = offline (relative, fp32)', difference, 1e-4)
 
 
 @torch.inference_mode()
 def test_a_zeroed_slot_of_the_caches_is_a_fresh_stream(encoder):
-    signal, length = torch.randn(2, 16, 161), torch.tensor([161, 161])
+    frames = 1 + 39 * encoder.subsampling_factor  # whole steps
+    signal, length = torch.randn(2, 16, frames), torch.tensor([frames, frames])
     encoder.setup_streaming_params(chunk_size=4, shift_size=4)
     _, caches = nemo_steps(encoder, signal, length)
     slot = torch.tensor([1])
@@ -133,7 +145,8 @@ def test_a_zeroed_slot_of_the_caches_is_a_fresh_stream(encoder):
     caches[0].index_fill_(1, slot, 0.0)
     caches[1].index_fill_(1, slot, 0.0)
     caches[2].index_fill_(0, slot, 0)
-    step = signal[:, :, : encoder.streaming_cfg.chunk_size[0]]
+    cfg = encoder.streaming_cfg
+    step = signal[:, :, : cfg.pre_encode_cache_size[1] + cfg.chunk_size[1]]
     n = torch.full((2,), step.size(2))
 
     def run(caches):
@@ -142,10 +155,21 @@ def test_a_zeroed_slot_of_the_caches_is_a_fresh_stream(encoder):
             cache_last_channel_len=caches[2],
         )[0]  # fmt: skip
 
-    encoder.streaming_cfg.drop_extra_pre_encoded = 0
     fresh = run(encoder.get_initial_cache_state(batch_size=2))
     assert torch.equal(run(caches)[1], fresh[1]) and not torch.equal(run(used)[1], fresh[1])
     assert torch.equal(run(caches)[0], run(used)[0])
+
+
+@torch.inference_mode()
+def test_frames_after_the_end_repeat_the_last(encoder):
+    """NeMo's pipeline decodes them; repeated they change no CTC text."""
+    encoder.setup_streaming_params(chunk_size=12, shift_size=12)
+    again, features = encoder.streaming_cfg.pre_encode_cache_size[1], encoder.streaming_cfg.chunk_size[1]
+    signal, length = torch.randn(2, 16, again + features), torch.tensor([again + features, again + features // 3])
+    caches = encoder.get_initial_cache_state(batch_size=2)
+    out, n, *_ = encoder.cache_aware_stream_step(signal, length, *caches, keep_all_outputs=True)
+    assert 0 < n[1] < n[0] == out.size(2)
+    assert torch.equal(out[1, :, n[1] :], out[1, :, n[1] - 1 : n[1]].expand(-1, n[0] - n[1]))
 
 
 @torch.inference_mode()
