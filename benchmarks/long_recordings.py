@@ -5,9 +5,9 @@
         --output benchmarks/results/long_recordings_cpu.json
 
 A recording is the bundled speech joined to so many minutes. Weights are random (blank is made likely): memory and
-time do not hang on what is recognised. Each row is a process of its own; `peak` is what the work takes beyond the
-loaded model: torch.cuda.max_memory_allocated on a GPU, else the growth of the resident set. On a CPU times are given
-relative to the first row.
+time do not hang on what is recognised. `peak` is what the work takes beyond the loaded model:
+torch.cuda.max_memory_allocated on a GPU; on a CPU, where each row is a process of its own, the growth of the largest
+resident set after a warm-up of half a minute of speech. On a CPU times are given relative to the first row. Linux only there.
 
     LaCT blocks         audio, features, encoder and decoding block by block (`nemo-lact transcribe` on long files)
     LaCT transcribe     NeMo's model.transcribe, whole recording in, encoder in segments
@@ -16,10 +16,10 @@ relative to the first row.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 CONTESTANTS = ('LaCT blocks', 'LaCT transcribe', 'FastConformer full', 'FastConformer local')
 SIZES = {
-    'small': {
-        'lact': dict(d_model=192, n_layers=6, n_heads=4, num_lact_heads=2, subsampling_conv_channels=64),
+    'small': {  # 5.5 million parameters each
+        'lact': dict(d_model=256, n_layers=6, n_heads=4, num_lact_heads=2, subsampling_conv_channels=64),
         'fastconformer': dict(d_model=192, n_layers=6, n_heads=4, subsampling_conv_channels=64),
     },
     'base': {  # 93 and 109 million parameters
@@ -131,7 +131,8 @@ def measure(contestant: str, size: str, recording: Path) -> dict:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = _resident()
+        Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
+        before = _resident('VmRSS')
     started = time.perf_counter()
     characters = run(recording, duration)
     if cuda:
@@ -140,7 +141,7 @@ def measure(contestant: str, size: str, recording: Path) -> dict:
     if cuda:
         peak, total = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_allocated()
     else:
-        total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        total = _resident('VmHWM')
         peak = total - before
     return {
         'peak_gib': round(peak / 2**30, 3),
@@ -152,16 +153,29 @@ def measure(contestant: str, size: str, recording: Path) -> dict:
     }
 
 
-def _resident() -> int:
-    """Bytes of the resident set; the peak so far counts as before, so loading is not charged to the work."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(field: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM the most since /proc/self/clear_refs (Linux)."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def one_row(args, contestant: str, minutes: float, recording: Path) -> dict:
+    import torch
+
+    row = {'contestant': contestant, 'minutes': minutes}
+    if torch.cuda.is_available():
+        try:
+            return {**row, **measure(contestant, args.size, recording)}
+        except torch.cuda.OutOfMemoryError:
+            return {**row, 'failed': 'out of memory'}
+        except RuntimeError as error:  # an index beyond 2^31 and the like
+            return {**row, 'failed': str(error).splitlines()[0][:200]}
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
     command = [sys.executable, __file__, '--size', args.size, '--one', contestant, '--recording', str(recording)]
     if args.limit_gib:
         command = ['prlimit', f'--as={round(args.limit_gib * 2**30)}', *command]
-    row = {'contestant': contestant, 'minutes': minutes}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout)
     except subprocess.TimeoutExpired:
@@ -205,6 +219,7 @@ def main() -> None:
     parser.add_argument('--limit-gib', type=float, help='address space of a row, so that a CPU run cannot take all')
     parser.add_argument('--timeout', type=float, default=900, help='seconds for a row')
     parser.add_argument('--output', type=Path, help='JSON file; the plot goes beside it')
+    parser.add_argument('--commit', help='to note in the result, where there is no git')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--recording', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -226,7 +241,7 @@ def main() -> None:
         'precision': 'bf16 autocast' if gpu else 'fp32',
         'torch': torch.__version__,
         'python': platform.python_version(),
-        'commit': commit.stdout.strip() or None,
+        'commit': args.commit or commit.stdout.strip() or None,
         'rows': [],
     }
     with tempfile.TemporaryDirectory() as folder:
