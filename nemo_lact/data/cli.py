@@ -259,17 +259,20 @@ def longform(
 
 
 @app.command()
-def noise(
+def conditions(
     output: Output,
-    count: Annotated[int, typer.Option(min=1, help='Recordings.')] = 30,
-    seconds: Annotated[float, typer.Option(min=1, help='Of each; as long as the longest rows.')] = 120.0,
+    rooms: Annotated[int, typer.Option(min=1, help='Impulse responses.')] = 100,
+    noises: Annotated[int, typer.Option(min=1, help='Recordings of noise.')] = 30,
+    seconds: Annotated[float, typer.Option(min=1, help='Of each noise; as long as the longest rows.')] = 120.0,
+    seed: Annotated[int, typer.Option(min=0, help='Another one gives others.')] = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Made-up noise for model.train_ds.noise_path (Lhotse cuts), steady over a whole long row."""
+    """Made-up rooms and noise for model.train_ds.rir_path and noise_path, one of each per row."""
     with _guarded(verbose):
-        from nemo_lact.data.conditions import write_noises
+        from nemo_lact.data import conditions as made_up
 
-        typer.echo(write_noises(output, count, seconds))
+        typer.echo(made_up.write_rooms(output, rooms, seed=seed))
+        typer.echo(made_up.write_noises(output, noises, seconds, seed=seed))
 
 
 @app.command()

@@ -1,15 +1,18 @@
 """Acoustic conditions of a session: a room, a channel, noise and a gain, made up from a seed with NumPy and SciPy.
 
-For the synthetic corpus, and as noise recordings for augmentation on the fly. They are simple on purpose: a room is an
-exponential decay of white noise, a channel a band, noise has a coloured spectrum.
+For the synthetic corpus, and as recordings of rooms and noise for augmentation on the fly. They are simple on purpose: a
+room is an exponential decay of white noise, a channel a band, noise has a coloured spectrum.
 """
 
+import gzip
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nemo_lact.data.audio import write
+from nemo_lact.data.manifests import whole_file
 
 COLOURS = {'white': 0.0, 'pink': 1.0, 'brown': 2.0}  # power falls with frequency to this power
 BANDS = {'wide': None, 'telephone': (300.0, 3400.0), 'small speaker': (200.0, 6000.0), 'muffled': (60.0, 2500.0)}
@@ -104,18 +107,12 @@ def coloured_noise(count: int, colour: str, rng: np.random.Generator) -> np.ndar
 
 
 def write_noises(folder: str | Path, count: int, seconds: float, sample_rate: int = 16000, seed: int = 0) -> Path:
-    """`count` recordings of noise, FOLDER/noise-*.flac, and FOLDER/noises.jsonl.gz, the cuts for `noise_path`.
+    """`count` recordings of noise, FOLDER/noise-*.flac, and FOLDER/noises.jsonl.gz, the Lhotse cuts for `noise_path`.
 
     Args:
         seconds: of each; as long as the longest rows, so that a row has one noise from its start to its end.
     """
-    import gzip
-    import json
-
-    from nemo_lact.data.manifests import whole_file
-
-    folder = Path(folder).absolute()
-    lines = []
+    folder, cuts = Path(folder).absolute(), []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         colour = list(COLOURS)[i % len(COLOURS)]
@@ -125,16 +122,32 @@ def write_noises(folder: str | Path, count: int, seconds: float, sample_rate: in
         drift = np.interp(np.linspace(0, 1, len(samples)), np.linspace(0, 1, len(knots)), knots)
         path = folder / f'noise-{i:03d}-{colour}.flac'
         length = write(path, 0.05 * samples * 10 ** (drift / 20), sample_rate)
-        lines.append(_noise_cut(path, length, sample_rate, len(samples)))
-    with whole_file(folder / 'noises.jsonl.gz', 'wb') as file:
-        file.write(gzip.compress(''.join(json.dumps(line) + '\n' for line in lines).encode(), mtime=0))
-    return folder / 'noises.jsonl.gz'
+        cut = {'id': path.stem, 'start': 0, 'duration': length, 'channel': 0, 'supervisions': []}
+        cuts.append({**cut, 'recording': _recording(path, length, sample_rate, len(samples)), 'type': 'MonoCut'})
+    return _write_lines(folder / 'noises.jsonl.gz', cuts)
 
 
-def _noise_cut(path: Path, seconds: float, sample_rate: int, samples: int) -> dict:
-    """A Lhotse MonoCut as JSON."""
+def write_rooms(folder: str | Path, count: int, sample_rate: int = 16000, seed: int = 0) -> Path:
+    """`count` impulse responses, FOLDER/room-*.flac, and FOLDER/rooms.jsonl.gz, Lhotse recordings for `rir_path`."""
+    folder, recordings = Path(folder).absolute(), []
+    for i in range(count):
+        rng = np.random.default_rng((seed, i))
+        room = Conditions(t60=float(rng.uniform(0.15, 0.9)), direct=float(rng.uniform(0, 15)), seed=seed * 100003 + i)
+        samples = impulse_response(room, sample_rate)
+        path = folder / f'room-{i:03d}.flac'
+        length = write(path, 0.5 * samples / np.abs(samples).max(), sample_rate)
+        recordings.append(_recording(path, length, sample_rate, len(samples)))
+    return _write_lines(folder / 'rooms.jsonl.gz', recordings)
+
+
+def _recording(path: Path, seconds: float, sample_rate: int, samples: int) -> dict:
+    """A Lhotse Recording as JSON."""
     source = {'type': 'file', 'channels': [0], 'source': str(path)}
-    recording = {'id': path.stem, 'sources': [source], 'sampling_rate': sample_rate, 'num_samples': samples}
-    recording |= {'duration': seconds, 'channel_ids': [0]}
-    cut = {'id': path.stem, 'start': 0, 'duration': seconds, 'channel': 0, 'supervisions': [], 'recording': recording}
-    return {**cut, 'type': 'MonoCut'}
+    found = {'id': path.stem, 'sources': [source], 'sampling_rate': sample_rate, 'num_samples': samples}
+    return {**found, 'duration': seconds, 'channel_ids': [0]}
+
+
+def _write_lines(path: Path, lines: list[dict]) -> Path:
+    with whole_file(path, 'wb') as file:
+        file.write(gzip.compress(''.join(json.dumps(line) + '\n' for line in lines).encode(), mtime=0))
+    return path

@@ -15,7 +15,7 @@ PROGRAM = [sys.executable, '-c', 'from nemo_lact.cli import app; app(prog_name="
 def test_help_imports_nothing_heavy():
     code = (
         'import sys\nfrom typer.testing import CliRunner\nfrom nemo_lact.cli import app\n'
-        "names = 'librispeech commonvoice generic synthetic text tokenizer longform noise check'.split()\n"
+        "names = 'librispeech commonvoice generic synthetic text tokenizer longform conditions check'.split()\n"
         "assert CliRunner().invoke(app, ['data', '--help']).exit_code == 0\n"
         "assert all(CliRunner().invoke(app, ['data', name, '--help']).exit_code == 0 for name in names)\n"
         "print([m for m in ('torch', 'nemo', 'lhotse', 'numpy', 'scipy', 'soundfile') if m in sys.modules])"

@@ -49,7 +49,7 @@ def test_from_a_tree_to_a_report_and_on_from_there(librispeech, tmp_path):
     assert {'train.json', 'dev.json', 'test.json', 'train_long_6.jsonl.gz'} <= {p.name for p in manifests.iterdir()}
     tokenizer = manifests / 'tokenizer_spe_bpe_v30' / 'tokenizer.model'
     assert tokenizer.is_file()
-    assert (output / 'model.nemo').is_file() and 'WER' in (output / 'report.md').read_text()
+    assert (output / 'model.nemo').is_file() and 'Word error rate' in (output / 'report.md').read_text()
     assert len(read_rows(output / 'test_transcripts.json')) == 2
     assert re.search(r'step +2 .* memory updates \d', first), first
 

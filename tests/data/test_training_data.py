@@ -162,6 +162,7 @@ def test_shar_of_long_rows(data, tmp_path):
     # Shar packs recordings, so pieces of several files are joined first.
     joined = ['-o', tmp_path / 'long.json', '--seconds', 25, '--write-audio', tmp_path / 'audio']
     run('data', 'longform', data / 'short.json', *joined)
+    (tmp_path / 'shar').mkdir()
     cuts = CutSet(LazyNeMoIterator(tmp_path / 'long.json'))
     cuts.to_eager().to_shar(tmp_path / 'shar', fields={'recording': 'flac'}, shard_size=3)
     options = ['model.train_ds.manifest_filepath=null', f'model.train_ds.shar_path={tmp_path / "shar"}', *LHOTSE]
