@@ -1,7 +1,7 @@
 """Acoustic conditions of a session: a room, a channel, noise and a gain, made up from a seed with NumPy and SciPy.
 
-For the synthetic corpus, and as recordings of rooms and noise for augmentation on the fly. They are simple on purpose: a
-room is an exponential decay of white noise, a channel a band, noise has a coloured spectrum.
+For the synthetic corpus, and as recordings of rooms and noise for augmentation on the fly. They are simple on purpose:
+a room is an exponential decay of white noise, a channel a band, noise has a coloured spectrum.
 """
 
 import gzip

@@ -7,10 +7,10 @@ from nemo_lact.data.commonvoice import read_tsv
 from nemo_lact.data.manifests import Rejects, audio_info, resolve_audio
 from nemo_lact.data.parallel import each
 from nemo_lact.data.text import Normaliser
+from nemo_lact.transcription import AUDIO_SUFFIXES
 
 AUDIO_COLUMNS = ('audio_filepath', 'audio_filename', 'audio', 'path', 'file', 'filename', 'file_name', 'wav', 'clip')
 TEXT_COLUMNS = ('text', 'sentence', 'transcript', 'transcription', 'normalized_text', 'words', 'label')
-AUDIO_SUFFIXES = ('.aif', '.aiff', '.flac', '.mp3', '.oga', '.ogg', '.opus', '.w64', '.wav')
 ROUNDING = 0.05  # seconds by which a part may pass the end of its file
 
 
