@@ -80,7 +80,8 @@ def precision(name: str):
 def step(encoder, signal, length, training: bool, kind: str):
     """One forward, or forward and backward, of random features."""
     if not training:
-        with torch.no_grad(), precision(kind):  # NeMo's local attention keeps masks: inference_mode would spoil them for training
+        # Not inference_mode: NeMo's local attention keeps its masks, and could not train with them after.
+        with torch.no_grad(), precision(kind):
             return encoder(audio_signal=signal, length=length)[0]
     for p in encoder.parameters():
         p.grad = None

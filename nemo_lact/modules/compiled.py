@@ -17,13 +17,13 @@ def compiled(method):
     functions = []
 
     @functools.wraps(method)
-    def call(self, *args):
+    def call(self, *args, **kwargs):
         if not self.config.compile or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return method(self, *args)
+            return method(self, *args, **kwargs)
         if not functions:
             _allow_variants(32)
             functions.append(torch.compile(method, backend=BACKEND))
-        return functions[0](self, *args)
+        return functions[0](self, *args, **kwargs)
 
     return call
 

@@ -21,6 +21,11 @@ from nemo_lact.ops.newton_schulz import orthogonalise
 from nemo_lact.ops.rotary import rotary_tables, rotate
 from nemo_lact.ops.streaming import Pending, lact_swiglu_step, settle
 
+try:
+    from nemo_lact.ops import fast
+except ImportError:  # no Triton
+    fast = None
+
 __all__ = [
     'FastWeights',
     'Pending',
@@ -74,16 +79,21 @@ def why_not_fast(q: Tensor, eta: Tensor, weights: FastWeights, mode: str = 'bidi
         return 'step sizes per channel (lr_dim 1 is needed)'
     if q.numel() == 0:
         return 'nothing to do'
-    try:
-        from nemo_lact.ops import fast
-    except ImportError:
+    if fast is None:
         return 'Triton is not installed'
-    if not fast.INTERPRETED and not (q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)):
+    if not fast.INTERPRETED and not (q.is_cuda and _capable(q.device.index)):
         return f'it needs a CUDA GPU of compute capability 8.0 or newer, the data is on {q.device}'
     return None
 
 
-@torch.compiler.disable  # its own kernels: a compiled layer calls it as it is
+@torch.compiler.assume_constant_result
+def _capable(index: int | None) -> bool:
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+_reference = torch.compiler.disable(lact_swiglu_reference)  # its loop over chunks would be unrolled for minutes
+
+
 def lact_swiglu(
     q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size,
     mode='bidirectional', use_muon=True, use_momentum=True,
@@ -95,11 +105,11 @@ def lact_swiglu(
     Raises:
         RuntimeError: 'fast' is asked for where it cannot run.
     """
-    run, problem = lact_swiglu_reference, None
+    run, problem = _reference, None
     if _IMPLEMENTATION != 'reference':
         problem = why_not_fast(q, eta, weights, mode)
         if problem is None and (_IMPLEMENTATION == 'fast' or q.is_cuda):
-            from nemo_lact.ops.fast import lact_swiglu_fast as run
+            run = fast.lact_swiglu_fast
     if _IMPLEMENTATION == 'fast' and problem is not None:
         raise RuntimeError(f'the fast memory cannot run: {problem}. Choose NEMO_LACT_OPS=auto')
     return run(q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum)

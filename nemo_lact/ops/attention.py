@@ -82,6 +82,7 @@ def _in_window(query: Tensor, key: Tensor, left: int, right: int, chunk: int) ->
     return mask & (offset <= right) if right >= 0 else mask
 
 
+@torch.compiler.disable  # symbolic lengths cut in blocks take torch a minute to compile
 def _blocks(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, chunk: int, block: int, dropout_p: float
 ) -> Tensor:

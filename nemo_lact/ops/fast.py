@@ -1,35 +1,20 @@
 """The memory on a GPU: Triton kernels and batched products, with a backward that recomputes. Picked in __init__.py.
 
-A step of the weights is two launches forward. Backward keeps the weights and momenta of each chunk, nothing per
-frame, and recomputes the rest.
+A step of the weights is two launches forward. Backward keeps the weights and momenta of each chunk and the factors of
+their gradients, and recomputes the rest. Without gradients a long input's chunk loop is replayed as a CUDA graph.
+Under torch.compile the two passes are operators of their own, so a compiled layer stays one graph.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from nemo_lact.ops import newton_schulz_half
 from nemo_lact.ops.cuda_graphs import replay
+from nemo_lact.ops.fast_passes import INTERPRETED, PRODUCTS, backward_pass, forward_pass
 from nemo_lact.ops.fast_weights import FastWeights
-from nemo_lact.ops.triton_backward import (
-    gradient_backward_kernel,
-    momentum_backward_kernel,
-    read_backward_kernel,
-    rows_backward_kernel,
-)
-from nemo_lact.ops.triton_forward import chunk_gradient_kernel, read_kernel, update_kernel
 
-try:
-    from nemo_lact.ops import hopper
-except ImportError:  # Triton before 3.5
-    hopper = None
+__all__ = ['INTERPRETED', 'lact_swiglu_fast']
 
-# Under TRITON_INTERPRET=1 (for tests without a GPU) a kernel is run by Python.
-INTERPRETED = not isinstance(read_kernel, triton.JITFunction)
-FUSED_WIDTH = 192  # 3 × 3 tiles of 64 fill the registers and the shared memory of one program
 GRAPH_CHUNKS = 4  # chunks from which input without gradients is replayed as a CUDA graph
-PROGRAMS = 96  # fewer than this leave most of a GPU idle: the frames of a chunk are split to reach it
 
 
 def lact_swiglu_fast(
@@ -48,35 +33,21 @@ def lact_swiglu_fast(
     use_momentum: bool = True,
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
-    tensors = (q, k, v, eta, mu, valid, *weights, *momentum, *lengths)
-    options = (chunk_size, mode, use_muon, use_momentum)
-    if _may_replay(q, chunk_size):
-        out = replay(_run_flat, tensors, options)
-    else:
-        out = _run_flat(*tensors, *options)
-    return out[0], FastWeights(*out[1:4]), FastWeights(*out[4:7]) if use_momentum else momentum
-
-
-def _may_replay(q: Tensor, chunk: int) -> bool:
-    """Long input is bound by launches, so its chunk loop is recorded once as a CUDA graph and replayed."""
-    long = q.is_cuda and q.size(2) >= GRAPH_CHUNKS * chunk
-    return long and not torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing()
-
-
-def _run_flat(q, k, v, eta, mu, valid, w0, w1, w2, m0, m1, m2, l0, l1, l2, *options) -> tuple[Tensor, ...]:
-    state = FastWeights(w0, w1, w2), FastWeights(m0, m1, m2), FastWeights(l0, l1, l2)
-    out, weights, momentum = _run(q, k, v, eta, mu, valid, *state, *options)
-    return out, *weights, *momentum
-
-
-def _run(q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum):
     frames, mean_mu = _chunk_means(mu, valid, chunk_size)
     with torch.autocast(device_type=q.device.type, enabled=False):
-        out, w, m = _Memory.apply(
-            q, k, v, eta, mean_mu, _stack(weights), _stack(momentum) if use_momentum else None,
+        tensors = (
+            q, k, v, eta, mean_mu, _stack(weights), _stack(momentum),
             torch.stack((lengths.w0, lengths.w2, lengths.w1), dim=1)[..., 0].contiguous(),  # [H, 3, d]
-            valid, frames, chunk_size, mode == 'bidirectional', use_muon,
+            valid, frames,
         )  # fmt: skip
+        options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
+        if torch.compiler.is_compiling():
+            out, w, m = _memory(*tensors, *options, torch.is_grad_enabled())[:3]
+        elif torch.is_grad_enabled():
+            out, w, m = _Memory.apply(*tensors, *options)
+        else:
+            out, w, m = _without_gradients(tensors, options)[:3]
+    w, m = w[-1], m[-1]
     after = FastWeights(w[:, :, 0], w[:, :, 2], w[:, :, 1])
     return out, after, FastWeights(m[:, :, 0], m[:, :, 2], m[:, :, 1]) if use_momentum else momentum
 
@@ -104,251 +75,80 @@ def _stack(weights: FastWeights) -> Tensor:
     return torch.stack(parts, dim=2)
 
 
-class _Sizes:
-    """Constants of the launches for one head width."""
-
-    def __init__(self, width: int, device: torch.device):
-        self.width = width
-        self.block = max(16, triton.next_power_of_2(width))
-        # fp16 leaves its range in the gradient; the interpreter multiplies bf16 as if it were integers.
-        self.products = torch.float32 if INTERPRETED else torch.bfloat16
-        self.gemm = dict(
-            D=width, BLOCK_D=self.block, BLOCK_M=32, BLOCK_T=64,
-            DTYPE=tl.float32 if INTERPRETED else tl.bfloat16, num_warps=8, num_stages=2,
-        )  # fmt: skip
-        self.rows = dict(D=width, BLOCK_D=self.block, ROWS=16, num_warps=8)
-        self.elements = dict(D=width, BLOCK_D=self.block, BLOCK_T=16, num_warps=8)
-        tile = next(t for t in (16, 32, 64, 128, 256, 512) if 3 * t >= width)
-        self.read = {**self.gemm, 'BLOCK_T': 32, 'num_warps': 4}
-        self.update = dict(D=width, BLOCK=tile, num_warps=8)
-        self.hopper = None
-        if hopper and not INTERPRETED and torch.cuda.get_device_capability(device)[0] == 9:
-            tiles = triton.cdiv(width, 64)
-            self.hopper = dict(D=width, NT=tiles, num_warps=4) if tiles <= hopper.MAX_TILES else None
-
-    def shares(self, matrices: int, frames: int) -> tuple[tuple[int, int, int], int]:
-        """Grid of the chunk gradient, and the tiles of frames each of its programs sums."""
-        parts = triton.cdiv(self.width, self.gemm['BLOCK_M'])
-        tiles = triton.cdiv(frames, self.gemm['BLOCK_T'])
-        each = triton.cdiv(tiles, min(tiles, max(1, PROGRAMS // (matrices * parts))))
-        return (matrices, parts, triton.cdiv(tiles, each)), each
-
-
-def _update(sizes: _Sizes, gradient, momentum, weights, lengths, mu, frames, index, chunk, muon, outs) -> None:
-    """One step of all matrices; writes new momentum, weights, their copy for products, and row ratios to `outs`."""
-    heads = lengths.size(0)
-    rows = frames.size(0) * heads
-    m_new, w_new, half, ratio = outs
-    fused = sizes.width <= FUSED_WIDTH
-    old = m_new if momentum is None else momentum
-    arguments = (
-        gradient, old, weights, lengths, mu[:, :, index], frames[:, index], m_new, w_new, half, ratio,
-        heads, _stride(weights), _stride(old), gradient.stride(0), mu.stride(0), mu.stride(1), frames.stride(0),
-        1 / chunk,
-    )  # fmt: skip
-    options = dict(SPLITS=gradient.size(0), MOMENTUM=momentum is not None)
-    if muon and sizes.hopper:
-        hopper.update_kernel[(rows, 3)](*arguments, **options, **sizes.hopper)
-        return
-    update_kernel[(rows, 3)](*arguments, MUON=muon and fused, **options, **sizes.update)
-    if not muon or fused:
-        return
-    # Too wide for one program: the orthogonalisation by batched products, after M was made above.
-    m = m_new.view(-1, sizes.width, sizes.width)
-    size = torch.sqrt((m * m).sum(dim=(-2, -1), keepdim=True) + 1e-14)
-    step = newton_schulz_half.forward((m * (newton_schulz_half.SCALE / size)).half()).float()
-    step = step.view(frames.size(0), heads, 3, sizes.width, sizes.width) / newton_schulz_half.SCALE
-    learn = (frames[:, index] > 0)[:, None, None, None, None]
-    moved = weights + (frames[:, index].float() / chunk).clamp(max=1)[:, None, None, None, None] * step
-    scale = torch.where(learn, lengths[..., None] / torch.sqrt((moved * moved).sum(-1, keepdim=True) + 1e-12), 1.0)
-    w_new.copy_(torch.where(learn, moved * scale, weights))
-    half.copy_(w_new)
-    ratio.copy_(scale[..., 0])
-
-
-def _stride(x: Tensor) -> int:
-    """Step from one row of the batch to the next, 0 where all rows share one tensor."""
-    return 0 if x.size(0) == 1 else x.stride(0)
+def _without_gradients(tensors: tuple[Tensor, ...], options: tuple) -> tuple[Tensor, ...]:
+    q, chunk = tensors[0], options[0]
+    if q.is_cuda and q.size(2) >= GRAPH_CHUNKS * chunk and not torch.cuda.is_current_stream_capturing():
+        return replay(forward_pass, tensors, (*options, False))
+    return forward_pass(*tensors, *options, False)
 
 
 class _Memory(torch.autograd.Function):
-    """out, weights, momentum = the memory over all chunks; layouts as in triton_forward.py."""
+    """`forward_pass`'s first three results, with gradients."""
 
     @staticmethod
-    def forward(ctx, q, k, v, eta, mu, weights, momentum, lengths, valid, frames, chunk, bidirectional, muon):
-        batch, heads, total, width = q.shape
-        sizes = _Sizes(width, q.device)
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        weights = weights.contiguous()
-        momentum = None if momentum is None else momentum.contiguous()
-        steps = frames.size(1)
-        keep = any(ctx.needs_input_grad)
-        shape = (batch, heads, 3, width, width)
-        # The weights each chunk is read with: for products only, so in their dtype.
-        first = 0 if bidirectional else 1
-        halves = q.new_empty((steps + first, *shape), dtype=sizes.products)
-        if not bidirectional:
-            halves[0] = weights
-        grid, tiles = sizes.shares(batch * heads, min(chunk, total))
-        gradient = weights.new_empty((grid[2], *shape))
-        kept, buffers = [], []
-        factors = q.new_empty((batch, heads, total, 3, width) if keep else 1, dtype=sizes.products)
-        w, m = weights, momentum
-        for index in range(steps):
-            start, end = index * chunk, min((index + 1) * chunk, total)
-            chunk_gradient_kernel[grid](
-                k, v, eta, valid, w, gradient, factors, heads, total, start, end,
-                *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), _stride(w), gradient.stride(0),
-                STEPS=tiles, KEEP=keep, **sizes.gemm,
-            )  # fmt: skip
-            if keep or index < 2:  # without backward two sets take turns
-                buffers.append([weights.new_empty(size) for size in (shape, shape, shape[:-1])])
-            m_new, w_new, ratio = buffers[index if keep else index % 2]
-            outs = (m_new, w_new, halves[index + first], ratio)
-            m_old = None if momentum is None else m
-            _update(sizes, gradient, m_old, w, lengths, mu, frames, index, chunk, muon, outs)
-            if keep:
-                kept += [w, m_old, *outs[:2], outs[3]]
-            m, w = outs[0], outs[1]
-        out = _read(sizes, q, halves, steps, chunk)
-        if keep:
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(q, k, v, eta, mu, lengths, valid, frames, halves, factors, *kept)
-            ctx.options = (chunk, bidirectional, muon, sizes)
-            ctx.initial = (weights.size(0), None if momentum is None else momentum.size(0))
-        w = w.expand(shape) if w.size(0) != batch else w
-        m = m if momentum is not None else w.new_zeros(())
-        return out, w, m
+    def forward(ctx, *arguments):
+        results = forward_pass(*arguments, any(ctx.needs_input_grad))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments[:10], *results[1:])
+        ctx.options = arguments[10:]
+        return results[:3]
 
     @staticmethod
-    def backward(ctx, d_out, d_weights, d_momentum):
-        q, k, v, eta, mu, lengths, valid, frames, halves, factors, *kept = ctx.saved_tensors
-        chunk, bidirectional, muon, sizes = ctx.options
-        batch, heads, total, width = q.shape
-        rows, steps = batch * heads, frames.size(1)
-        has_momentum = kept[1] is not None
-        shape = (batch, heads, 3, width, width)
-
-        def start(gradient):  # a buffer of our own
-            if gradient is None:
-                return halves.new_zeros(shape, dtype=torch.float32)
-            return gradient.float().clone(memory_format=torch.contiguous_format)
-
-        d_out = torch.zeros_like(q) if d_out is None else d_out
-        dw = start(d_weights)
-        dm = start(d_momentum) if has_momentum else dw
-        d_lengths = dw.new_zeros((batch, heads, 3, width))
-        d_eta = eta.new_zeros((batch, heads, total, 3))
-        d_mu = torch.zeros_like(mu)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        later, after = None, None  # parts of the gradient of the new weights
-        for index in reversed(range(steps)):
-            w_old, m_old, m_new, w_new, ratio = kept[5 * index : 5 * index + 5]
-            part = slice(index * chunk, min((index + 1) * chunk, total))
-            read = _read_backward(sizes, q[:, :, part], halves[index], d_out[:, :, part], dq[:, :, part])
-            x = d = size = dw
-            if muon:
-                x, d = (torch.empty(shape, dtype=torch.float16, device=q.device) for _ in range(2))
-                size = dw.new_empty((rows, 3, 2))
-            now = read if bidirectional else after
-            rows_backward_kernel[(rows, 3)](
-                dw, dw if now is None else now, dw if later is None else later, w_new, ratio, lengths, m_new,
-                frames[:, index], d_lengths, x, d, size, heads, frames.stride(0), 1 / chunk,
-                MUON=muon, READ=now is not None, LATER=later is not None, **sizes.rows,
-            )  # fmt: skip
-            if muon:
-                d = _newton_schulz_backward(sizes, x.view(-1, width, width), d.view(-1, width, width))
-            z = torch.empty((rows, 9, width, width), dtype=sizes.products, device=q.device)
-            mu_parts = dw.new_empty((rows, 3))
-            m_old_ = dw if m_old is None else m_old
-            momentum_backward_kernel[(rows, 3)](
-                d, x, size, dw, dm, m_old_, w_old, mu[:, :, index], frames[:, index], z, mu_parts,
-                heads, _stride(m_old_), _stride(w_old), mu.stride(0), mu.stride(1), frames.stride(0),
-                MUON=muon, MOMENTUM=has_momentum, **sizes.rows,
-            )  # fmt: skip
-            if has_momentum:
-                d_mu[:, :, index] = mu_parts.sum(dim=-1).view(batch, heads)
-            later = _gradient_backward(sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta)
-            after = read
-        parts = [dw, later] if bidirectional else [dw, later, after]
-        if ctx.initial[0] != batch:
-            parts = [part.view(shape).sum(dim=0, keepdim=True, dtype=torch.float32) for part in parts]
-        dw = sum(part.view(parts[0].shape) for part in parts)
-        if not has_momentum:
-            dm = None
-        elif ctx.initial[1] != batch:
-            dm = dm.sum(dim=0, keepdim=True)
-        d_eta = d_eta[..., None]
-        return dq, dk, dv, d_eta, d_mu, dw, dm, d_lengths.sum(dim=0), *[None] * 5
+    def backward(ctx, *gradients):
+        saved = ctx.saved_tensors
+        return *backward_pass(*gradients, saved[:10], saved[10:], *ctx.options), *[None] * 6
 
 
-def _newton_schulz_backward(sizes: _Sizes, x: Tensor, d: Tensor) -> Tensor:
-    if not sizes.hopper:
-        return newton_schulz_half.backward(x, d)
-    tiles = sizes.hopper['NT']
-    steps = x.new_empty((x.size(0), 5, tiles * tiles, 64, 64))
-    products = x.new_empty((x.size(0), tiles * (tiles + 1) // 2, 64, 64))
-    hopper.newton_schulz_backward_kernel[(x.size(0),)](x, d, steps, products, **{**sizes.hopper, 'num_warps': 8})
-    return d
+# For torch.compile: the passes as operators, with the shapes of their results.
 
 
-def _read(sizes: _Sizes, q: Tensor, halves: Tensor, steps: int, chunk: int) -> Tensor:
-    """f_W(q) with the weights of each chunk; laid out so that [B, T, H · d] is a view."""
+@torch.library.custom_op('nemo_lact::memory', mutates_args=())
+def _memory(
+    q: Tensor, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, weights: Tensor, momentum: Tensor, lengths: Tensor,
+    valid: Tensor, frames: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tensors = (q, k, v, eta, mu, weights, momentum, lengths, valid, frames)
+    options = (chunk, bidirectional, use_muon, use_momentum)
+    return forward_pass(*tensors, *options, True) if keep else _without_gradients(tensors, options)
+
+
+@_memory.register_fake
+def _(q, k, v, eta, mu, weights, momentum, lengths, valid, frames, chunk, bidirectional, use_muon, use_momentum, keep):
     batch, heads, total, width = q.shape
+    steps, shape = frames.size(1), (batch, heads, 3, width, width)
     out = q.new_empty((batch, total, heads, width)).transpose(1, 2)
-    if steps == 0:
-        return out
-    grid = (triton.cdiv(min(chunk, total), sizes.read['BLOCK_T']), steps, batch * heads)
-    read_kernel[grid](
-        q, halves, out, heads, total, chunk,
-        *q.stride()[:3], halves.stride(0), halves.stride(1), *out.stride()[:3], **sizes.read,
-    )  # fmt: skip
-    return out
+    after = [weights.new_empty((steps if keep else 1, *shape)) for _ in range(2)]
+    if not keep:
+        return out, *after, weights.new_empty(0), *(q.new_empty(0, dtype=PRODUCTS) for _ in range(2))
+    halves = q.new_empty((steps + (not bidirectional), *shape), dtype=PRODUCTS)
+    factors = q.new_empty((batch, heads, total, 3, width), dtype=PRODUCTS)
+    return out, *after, weights.new_empty((steps, *shape[:-1])), halves, factors
 
 
-def _read_backward(sizes: _Sizes, q: Tensor, half: Tensor, d_out: Tensor, dq: Tensor) -> Tensor:
-    """Writes dq, returns the gradient of the weights [B·H, 3, d, d] in the products' dtype."""
-    width, frames = sizes.width, q.size(2)
-    q, d_out = (x.to(sizes.products).reshape(-1, frames, width) for x in (q, d_out))  # [B·H, C, d]
-    half = half.reshape(-1, 3, width, width)
-    w02, w1 = half[:, :2].reshape(-1, 2 * width, width), half[:, 2]
-    qw = torch.bmm(q, w02.mT)
-    dh = torch.bmm(d_out, w1)
-    for_q, hidden = torch.empty_like(qw), torch.empty_like(dh)
-    rows = q.size(0) * frames
-    read_backward_kernel[(triton.cdiv(rows, sizes.elements['BLOCK_T']),)](qw, dh, for_q, hidden, rows, **sizes.elements)
-    dq.copy_(torch.bmm(for_q, w02).view(dq.shape))
-    dw = torch.empty_like(half)
-    dw[:, :2] = torch.bmm(for_q.mT, q).view(-1, 2, width, width)
-    dw[:, 2] = torch.bmm(d_out.mT, hidden)
-    return dw
+@torch.library.custom_op('nemo_lact::memory_backward', mutates_args=())
+def _memory_backward(
+    d_out: Tensor | None, d_weights: Tensor | None, d_momentum: Tensor | None, inputs: list[Tensor],
+    kept: list[Tensor], chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    options = (chunk, bidirectional, use_muon, use_momentum)
+    return backward_pass(d_out, d_weights, d_momentum, tuple(inputs), tuple(kept), *options)
 
 
-def _gradient_backward(sizes: _Sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta) -> Tensor:
-    """Writes dk, dv and d_eta of one chunk, returns the gradient of the old weights [B·H, 3, d, d]."""
-    width, heads = sizes.width, k.size(1)
-    shape = k[:, :, part].shape
-    frames = shape[2]
-    k_, v_ = (x[:, :, part].to(sizes.products).reshape(-1, frames, width) for x in (k, v))
-    # z: g0, g2, g0', g2', W0, W2 stacked, then g1, g1', W1
-    stacked, g1, g1_rest, w1 = z[:, :6].reshape(-1, 6 * width, width), z[:, 6], z[:, 7], z[:, 8]
-    kz = torch.bmm(k_, stacked.mT)
-    vw, vg, vg_rest = torch.bmm(v_, w1), torch.bmm(v_, g1), torch.bmm(v_, g1_rest)
-    for_k, dh = kz.new_empty((k_.size(0), frames, 2 * width)), torch.empty_like(vw)
-    grid = (k_.size(0), triton.cdiv(frames, sizes.elements['BLOCK_T']))
-    gradient_backward_kernel[grid](
-        kz, vw, vg, vg_rest, factors, eta, valid, for_k, dh, d_eta,
-        heads, frames, part.start, factors.stride(1), *eta.stride()[:4], valid.stride(0), d_eta.stride(1),
-        **sizes.elements,
-    )  # fmt: skip
-    mine = factors[:, :, part].reshape(k_.size(0), frames, 3 * width)
-    of_k, of_v = mine[..., : 2 * width], mine[..., 2 * width :]
-    dk_ = torch.bmm(of_k, stacked[:, 2 * width : 4 * width])
-    dk_ = torch.baddbmm(dk_, of_k, stacked[:, : 2 * width])
-    dk[:, :, part] = torch.baddbmm(dk_, for_k, stacked[:, 4 * width :]).view(shape)
-    dv_ = torch.baddbmm(torch.bmm(of_v, g1_rest.mT), of_v, g1.mT)
-    dv[:, :, part] = torch.baddbmm(dv_, dh, w1.mT).view(shape)
-    dw = torch.empty((k_.size(0), 3, width, width), dtype=sizes.products, device=k.device)
-    dw[:, :2] = torch.bmm(for_k.mT, k_).view(-1, 2, width, width)
-    dw[:, 2] = torch.bmm(v_.mT, dh)
-    return dw
+@_memory_backward.register_fake
+def _(d_out, d_weights, d_momentum, inputs, kept, *options):
+    like = [torch.empty_like(x) for x in inputs[:3]]
+    return *like, *(x.new_empty(x.shape) for x in inputs[3:8])
+
+
+def _setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:10], *output[1:])
+    ctx.options = inputs[10:14]
+
+
+def _backward(ctx, *gradients):
+    saved = ctx.saved_tensors
+    return *_memory_backward(*gradients[:3], list(saved[:10]), list(saved[10:]), *ctx.options), *[None] * 7
+
+
+_memory.register_autograd(_backward, setup_context=_setup)

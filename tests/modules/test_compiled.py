@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder
 
 
@@ -39,9 +40,8 @@ def test_compiled_equals_plain_at_any_length_with_few_graphs(pair, contract):
         if p.grad is not None:
             scale = p.grad.abs().max().clamp(min=1e-6)
             contract('compiled = plain, gradients (fp32, CPU)', (p.grad - q.grad).abs().max() / scale, 2e-2)
-    assert made[0] > 0  # it did compile
-    # Five functions, each once for the first batch, once for another length, once for another number of rows.
-    assert made[-1] == made[2] <= 15, f'graphs after each batch: {made}'
+    assert made[0] > 0, 'nothing was compiled'
+    assert made[-1] == made[2] <= 20, f'graphs after each batch: {made}'  # new for another length and another size
 
 
 def test_a_compiled_model_copies_and_pickles(pair):
@@ -51,3 +51,27 @@ def test_a_compiled_model_copies_and_pickles(pair):
         with torch.no_grad():
             next(other.parameters()).add_(1.0)
         assert not torch.equal(next(other.parameters()), next(fast.parameters()))
+
+
+@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1; on a GPU see test_gpu.py')
+def test_compiled_layers_hold_the_fast_memory_as_one_operator(monkeypatch, contract):
+    monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    options = dict(feat_in=16, d_model=16, n_layers=1, n_heads=1, num_lact_heads=1, subsampling_factor=4,
+                   subsampling_conv_channels=4, lact_chunk_size=64, dropout=0.0, dropout_pre_encoder=0.0)  # fmt: skip
+    plain, fast = LaCTEncoder(**options), LaCTEncoder(**options, compile=True)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 16, 400)
+    ops.use_implementation('fast')
+    try:
+        for encoder in (plain, fast):
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                out, _ = encoder(audio_signal=x, length=torch.tensor([400, 230]))
+            out.float().square().mean().backward()
+    finally:
+        ops.use_implementation('auto')
+    assert not torch._dynamo.utils.counters['graph_break'], torch._dynamo.utils.counters['graph_break']
+    for p, q in zip(plain.parameters(), fast.parameters()):
+        if p.grad is not None and p.grad.norm() > 1e-6:
+            contract('compiled = plain, gradients (bf16, CPU)', (p.grad - q.grad).norm() / p.grad.norm(), 5e-2)

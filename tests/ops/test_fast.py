@@ -89,7 +89,7 @@ def compare(contract, args, leaves, dtype, **options):
         error, own = relative(mine, target), relative(other, target)
         print(f'{what:24s} fast {error:.1e}  reference in bfloat16 {own:.1e}')
         bound = max(BOUND, 1.5 * own if what == 'gradient of mu' else own)
-        contract(f'fast memory = reference, {what} ({kind})', error, bound)
+        contract(f'fast memory = reference, {what.split()[0]} ({kind})', error, bound)
 
     check('read', ours[0], half[0], truth[0])
     for i, (mine, other, target) in enumerate(zip(ours[1], half[1], truth[1])):
