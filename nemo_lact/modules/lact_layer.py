@@ -65,7 +65,8 @@ class LaCTMixer(nn.Module):
         """Window attention: the shared projection [B, T, D] -> [B, T, D]."""
         q, k = self._turned(q, self.q_norm, cos, sin), self._turned(k, self.k_norm, cos, sin)
         dropout = self.config.dropout_att if self.training else 0.0
-        near = window_attention(q, k, self._heads(v), valid, window[0], window[1], dropout, self.config.att_chunk(window))
+        chunk = self.config.att_chunk(window)
+        near = window_attention(q, k, self._heads(v), valid, window[0], window[1], dropout, chunk)
         return self._flat(near)
 
     @compiled
@@ -122,6 +123,7 @@ class LaCTLayer(nn.Module):
         self.ff2 = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
+    @compiled
     def forward(
         self,
         x: Tensor,
