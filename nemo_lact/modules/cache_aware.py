@@ -100,7 +100,7 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
     def step_example(self, max_batch: int, max_dim: int) -> tuple[Tensor, ...]:
         """What export traces: features of a step with those of the front end's context before them, caches.
 
-        Caches have the batch first. The graph takes shorter steps too, of `lact_chunk_size` encoder frames at most.
+        Caches have the batch first. As everywhere with NeMo's caches, a step that is not full ends the stream.
         """
         self._check_streaming()
         cfg = self.streaming_cfg

@@ -365,6 +365,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             x, length, layers_out = self._by_segments(audio_signal, length, state, learn)
         else:
             x, length, layers_out = self._whole(audio_signal, length, state, keep_state, learn)
+        if not torch.is_grad_enabled() and not torch.jit.is_tracing():
+            # NeMo's inference pipelines decode padding: frames that repeat the last one change no CTC text.
+            for row, n in enumerate(length.tolist()):
+                x[row, :, n:] = x[row, :, max(n - 1, 0) : max(n, 1)]
         if not keep_state:
             return x, length, None
         position = length if state is None else state.position + length

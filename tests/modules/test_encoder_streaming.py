@@ -162,7 +162,7 @@ def test_a_zeroed_slot_of_the_caches_is_a_fresh_stream(encoder):
 
 @torch.inference_mode()
 def test_frames_after_the_end_repeat_the_last(encoder):
-    """NeMo's pipeline decodes them; repeated they change no CTC text."""
+    """NeMo's pipelines decode them; repeated they change no CTC text."""
     encoder.setup_streaming_params(chunk_size=12, shift_size=12)
     again, features = encoder.streaming_cfg.pre_encode_cache_size[1], encoder.streaming_cfg.chunk_size[1]
     signal, length = torch.randn(2, 16, again + features), torch.tensor([again + features, again + features // 3])
@@ -170,6 +170,8 @@ def test_frames_after_the_end_repeat_the_last(encoder):
     out, n, *_ = encoder.cache_aware_stream_step(signal, length, *caches, keep_all_outputs=True)
     assert 0 < n[1] < n[0] == out.size(2)
     assert torch.equal(out[1, :, n[1] :], out[1, :, n[1] - 1 : n[1]].expand(-1, n[0] - n[1]))
+    whole, n = encoder(audio_signal=signal, length=length)
+    assert torch.equal(whole[1, :, n[1] :], whole[1, :, n[1] - 1 : n[1]].expand(-1, n[0] - n[1]))
 
 
 @torch.inference_mode()

@@ -18,10 +18,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from step import Step, file_name
 from stock_checks import (
     check_aligned,
     check_exported,
@@ -31,6 +30,7 @@ from stock_checks import (
     check_trained,
     expect,
 )
+from streaming_steps import streaming_steps
 
 SAMPLE_RATE = 16000
 WORDS = "we hear the small river under an old bridge and seven birds sing of a quiet morning by our door".split()
@@ -79,18 +79,6 @@ for frames in (77, 301, 900):  # other lengths, batch and number of memory chunk
     worst = max(worst, *(np.abs(got[b, :n] - wanted[b, :n]).max() for b, n in enumerate(valid.tolist())))
 print(f"largest difference {worst:.1e}")
 """
-
-
-@dataclass
-class Step:
-    name: str
-    command: list[str]  # arguments of the Python interpreter
-    check: Callable[[str], str]  # the step's log -> a short note; raises on anything wrong
-    needs: tuple[str, ...] = ()  # steps whose files this one reads
-
-
-def file_name(step_name: str) -> str:
-    return step_name.replace(",", "").replace(" ", "_")  # Hydra reads a comma in a value as a list of runs
 
 
 def make_manifest(folder: Path, name: str, count: int, seed: int) -> Path:
@@ -219,7 +207,7 @@ def make_steps(nemo: Path, work: Path, encoder: str) -> list[Step]:
             ("train char",),
         ),
     ]
-    return steps
+    return steps + streaming_steps(nemo, work, encoder)
 
 
 def first_error(log: str) -> str:
