@@ -6,7 +6,8 @@
 
 A recording is the bundled speech joined to so many minutes. Weights are random (blank is made likely): memory and
 time do not hang on what is recognised. `peak` is what the work takes beyond the loaded model:
-torch.cuda.max_memory_allocated on a GPU; on a CPU, where each row is a process of its own, the growth of the largest
+torch.cuda.max_memory_allocated on a GPU (`total` there has what earlier rows of the process left, unless
+`--separate`); on a CPU, where each row is a process of its own, the growth of the largest
 resident set after a warm-up of half a minute of speech. On a CPU times are given relative to the first row. Linux only there.
 
     LaCT blocks         audio, features, encoder and decoding block by block (`nemo-lact transcribe` on long files)
@@ -163,7 +164,7 @@ def one_row(args, contestant: str, minutes: float, recording: Path) -> dict:
     import torch
 
     row = {'contestant': contestant, 'minutes': minutes}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not args.separate:
         try:
             return {**row, **measure(contestant, args.size, recording)}
         except torch.cuda.OutOfMemoryError:
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument('--limit-gib', type=float, help='address space of a row, so that a CPU run cannot take all')
     parser.add_argument('--timeout', type=float, default=900, help='seconds for a row')
     parser.add_argument('--output', type=Path, help='JSON file; the plot goes beside it')
+    parser.add_argument('--separate', action='store_true', help='a process for each row on a GPU too')
     parser.add_argument('--commit', help='to note in the result, where there is no git')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--recording', type=Path, help=argparse.SUPPRESS)
@@ -255,16 +257,23 @@ def main() -> None:
                     row = one_row(args, contestant, minutes, recording)
                 found['rows'].append(row)
                 print(json.dumps(row), flush=True)
+                write(found, args.output)  # after each row: a run may be cut
             recording.unlink()
-    if not gpu:  # absolute times of a CPU say little elsewhere
-        first = next(r['seconds'] for r in found['rows'] if 'failed' not in r)
+
+
+def write(found: dict, output: Path | None) -> None:
+    if output is None:
+        return
+    found = json.loads(json.dumps(found))
+    first = next((r['seconds'] for r in found['rows'] if 'failed' not in r), None)
+    if not found['gpu']:  # absolute times of a CPU say little elsewhere
         for row in found['rows']:
             if 'failed' not in row:
                 row['relative_time'] = round(row.pop('seconds') / first, 3)
                 row.pop('real_time_factor')
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=1) + '\n')
-        plot(found, args.output.with_suffix('.png'))
+    output.write_text(json.dumps(found, indent=1) + '\n')
+    if first is not None:
+        plot(found, output.with_suffix('.png'))
 
 
 if __name__ == '__main__':

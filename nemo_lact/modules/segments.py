@@ -64,21 +64,23 @@ class _LayerPass:
 
     def feed(self, x: Tensor, last: bool) -> Tensor:
         """[B, n, D] more frames -> [B, m, D] frames that are complete, in order."""
-        y = self._mix(self.layer.before(x), last)
-        if self.layer.conv is not None:
-            y = self._convolve(y, last)
-        return self.layer.after(y)
+        queue, outputs = self.mixing, []
+        queue.add(self.layer.before(x))
+        whole = queue.end if last else self.owner.complete(queue.end)
+        while queue.done < whole:  # at the end of the input a deep layer has many segments left
+            y = self._mix(self.owner.piece(queue.done, whole))
+            if self.layer.conv is not None:
+                y = self._convolve(y, last and queue.done == whole)
+            outputs.append(self.layer.after(y))
+        return torch.cat(outputs, dim=1) if outputs else x[:, :0]
 
-    def _mix(self, x: Tensor, last: bool) -> Tensor:
+    def _mix(self, stop: int) -> Tensor:
+        """Frames from where it stands to `stop`."""
         queue, owner, mixer = self.mixing, self.owner, self.layer.mixer
-        queue.add(x)
         done, end = queue.done, queue.end
-        stop = end if last else owner.complete(end)
-        if stop <= done:
-            return x[:, :0]
         context_end = min(end, max(stop + owner.right, owner.whole_attention_chunks(stop, up=True)))
         h = self.layer.norm_mixer(queue.part(queue.base, context_end))
-        positions = torch.arange(queue.base, context_end, device=x.device)
+        positions = torch.arange(queue.base, context_end, device=h.device)
         tables = owner.tables(positions)
         valid = owner.valid(positions)
         q, k, v = mixer.qkv(h).chunk(3, dim=-1)  # [B, context, D] each
@@ -86,7 +88,7 @@ class _LayerPass:
         near = mixer.near(q, k, v, valid, *tables, owner.window)[:, own]
         far, self.state = mixer.memory(
             h[:, own], q[:, own], k[:, own], v[:, own], valid[:, own] & owner.learn, *(t[..., own, :] for t in tables),
-            owner.adaptation, self.state, True, owner.layout(done, stop, x.device),
+            owner.adaptation, self.state, True, owner.layout(done, stop, h.device),
         )  # fmt: skip
         y = queue.part(done, stop) + mixer.out(near + far.to(near.dtype))
         queue.finish(stop, owner.whole_attention_chunks(max(0, stop - owner.left)))
@@ -173,6 +175,15 @@ class SegmentedPass:
         if self.attention_chunk:
             return self.whole_attention_chunks(end) // self.chunk * self.chunk
         return max(0, end - self.right) // self.chunk * self.chunk
+
+    def piece(self, done: int, stop: int) -> int:
+        """Up to where a layer goes at once: a segment of whole memory chunks."""
+        if stop - done <= self.segment:
+            return stop
+        if not self.tolerance:
+            return done + self.segment
+        within = [b for b in self.borders if done < b <= done + self.segment]
+        return within[-1] if within else min(stop, next(b for b in self.borders if b > done))
 
     def layout(self, start: int, stop: int, device) -> ChunkLayout | None:
         if not self.tolerance:
