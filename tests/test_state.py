@@ -119,3 +119,45 @@ def test_wrong_state_is_refused(encoder, heard, tiny):
     other = LaCTEncoder(**{**tiny, 'n_layers': 3})
     with pytest.raises(ValueError, match='2 layers'):
         other.forward_with_state(torch.randn(3, 16, 100), state=heard)
+
+
+def test_decay_by_row(heard):
+    less = heard.decay(0.25, [1])
+    for a, b in zip([*less.weights, *less.momentum], [*heard.weights, *heard.momentum]):
+        assert torch.equal(a[:, 1], b[:, 1] * 0.25) and torch.equal(a[:, [0, 2]], b[:, [0, 2]])
+    same(heard.decay(1.0), heard)
+    assert not any(t.any() for t in heard.decay(0.0).weights)
+    with pytest.raises(ValueError, match='decay factor 1.5'):
+        heard.decay(1.5)
+
+
+def test_detach_cuts_the_graph(encoder):
+    state = encoder.train().forward_with_state(torch.randn(2, 16, 200))[2]
+    assert state.weights[0].requires_grad and not any(t.requires_grad for t in state.detach().weights)
+    same(state.detach(), state)
+
+
+def test_memory_is_taken_into_fresh_streams_of_the_same_model_only(encoder, heard, tiny):
+    taken = encoder.init_state(3, memory=heard)
+    same(taken, heard)
+    other = LaCTEncoder(**tiny)
+    with pytest.raises(ValueError, match='fingerprint'):
+        other.init_state(3, memory=heard)
+    with pytest.raises(ValueError, match='3 streams'):
+        encoder.init_state(2, memory=heard)
+
+
+def test_states_of_other_shape_do_not_merge(encoder, heard):
+    from dataclasses import replace
+
+    bare = replace(heard, momentum=())
+    with pytest.raises(ValueError, match='momentum differ in shape'):
+        LaCTState.merge([heard, bare])
+
+
+def test_fingerprint_follows_the_weights(encoder):
+    before = encoder.fingerprint()
+    assert encoder.fingerprint() == before
+    with torch.no_grad():
+        next(encoder.layers[0].mixer.memory.w1.parameters()).add_(0.1)
+    assert encoder.fingerprint() != before
