@@ -8,6 +8,10 @@ try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:  # optional speed-up
     flash_attn_varlen_func = None
+try:
+    from nemo_lact.ops import triton_attention
+except ImportError:  # no Triton
+    triton_attention = None
 
 
 def window_attention(
@@ -30,6 +34,9 @@ def window_attention(
     tracing = torch.jit.is_tracing()
     if chunk == 0 and _use_flash(q, tracing):
         return _flash(q, k, v, valid, left, right, dropout_p)
+    eager = not tracing and not torch.compiler.is_compiling()
+    if chunk == 0 and eager and _use_kernel(q, k, v, left, right, dropout_p):
+        return triton_attention.window_forward(q, k, v, valid, left, right)
     block = max(left, right, 16)
     if chunk > 0:
         block = -(-block // chunk) * chunk  # blocks of whole chunks
@@ -87,6 +94,8 @@ def _blocks(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int, chunk: int, block: int, dropout_p: float
 ) -> Tensor:
     """Queries in blocks of `block` ≥ max(left, right) frames; each sees its own block and its neighbours'."""
+    if chunk == 0 and _use_kernel(q, k, v, left, right, dropout_p):  # called from a compiled layer
+        return triton_attention.window_forward(q, k, v, valid, left, right)
     batch, heads, frames, width = q.shape
     n = (frames + block - 1) // block  # blocks
     extra = n * block - frames
@@ -112,6 +121,11 @@ def _blocks(
     out = F.scaled_dot_product_attention(query, neighbours(k), neighbours(v), attn_mask=mask, dropout_p=dropout_p)
     out = out.view(batch, n, heads, block, width).transpose(1, 2).reshape(batch, heads, n * block, width)
     return out[:, :, :frames]
+
+
+def _use_kernel(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, dropout_p: float) -> bool:
+    chosen = triton_attention is not None and triton_attention.CHOSEN
+    return chosen and triton_attention.can_run(q, k, v, left, right, dropout_p)
 
 
 def _use_flash(q: Tensor, tracing: bool) -> bool:

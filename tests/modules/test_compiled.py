@@ -13,8 +13,9 @@ from nemo_lact.modules import LaCTEncoder
 @pytest.fixture
 def pair(tiny, monkeypatch):
     monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')  # graphs without C++: seconds, not minutes
-    plain = LaCTEncoder(**tiny, conv_kernel_size=5)
-    fast = LaCTEncoder(**tiny, conv_kernel_size=5, compile=True)
+    tiny['n_layers'] = 1
+    plain = LaCTEncoder(**tiny)
+    fast = LaCTEncoder(**tiny, compile=True)
     fast.load_state_dict(plain.state_dict())  # the same names
     torch._dynamo.reset()
     return plain, fast
@@ -28,7 +29,7 @@ def test_compiled_equals_plain_at_any_length_with_few_graphs(pair, contract):
     plain, fast = pair
     torch._dynamo.utils.counters.clear()
     made = []
-    for rows, frames in ((2, 200), (2, 280), (3, 170), (2, 333), (3, 260), (2, 190)):
+    for rows, frames in ((2, 200), (2, 280), (3, 170), (2, 333), (3, 262)):
         x = batch(rows, frames)
         a, n = plain(**x)
         b, _ = fast(**x)
@@ -53,7 +54,7 @@ def test_a_compiled_model_copies_and_pickles(pair):
         assert not torch.equal(next(other.parameters()), next(fast.parameters()))
 
 
-@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1; on a GPU see test_gpu.py')
+@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
 def test_compiled_layers_hold_the_fast_memory_as_one_operator(monkeypatch, contract):
     monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')
     torch._dynamo.reset()

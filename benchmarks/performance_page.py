@@ -1,0 +1,123 @@
+"""docs/performance.md and its figure, from the results of speed.py.
+
+    python benchmarks/performance_page.py
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+RESULTS = HERE / 'results'
+PAGE = HERE.parent / 'docs' / 'performance.md'
+FIGURE = HERE.parent / 'docs' / 'figures' / 'speed.png'
+GOALS = {  # task -> (share of FastConformer's time to reach, against which of its attentions)
+    'train 32 x 15 s': (0.75, 'better'),
+    'train 2 x 300 s': (0.6, 'better'),
+    'infer 64 x 15 s': (0.55, 'better'),
+    'infer 1 x 600 s': (0.7, 'local'),
+    'infer 1 x 3600 s': (0.7, 'local'),
+    'infer 1 x 10800 s': (0.7, 'local'),
+}
+
+
+def peer_ms(rows: list[dict], against: str = 'better') -> float | None:
+    """FastConformer's time in a task's rows: the better one, or that with local attention."""
+    wanted = 'FastConformer local' if against == 'local' else 'FastConformer'
+    times = [r['ms'] for r in rows if r['contestant'].startswith(wanted) and 'ms' in r]
+    return min(times) if times else None
+
+
+def of_task(report: dict, task: str) -> list[dict]:
+    return [row for row in report['rows'] if row['task'] == task]
+
+
+def task_table(report: dict, task: str, absolute: bool) -> list[str]:
+    rows = of_task(report, task)
+    share, against = GOALS.get(task, (None, 'better'))
+    peer = peer_ms(rows, against)
+    lines = [f'### {task}', '']
+    if share:
+        name = 'the better FastConformer' if against == 'better' else 'FastConformer with local attention'
+        lines += [f'Goal: at most {share} × {name}.', '']
+    lines += ['| encoder | × FastConformer | ms (least to most) | GiB | RTFx | share of ceiling |', '|' + ' --- |' * 6]
+    for row in rows:
+        if 'ms' not in row:
+            lines.append(f'| {row["contestant"]} | {row["error"]} | | | | |')
+            continue
+        time = f'{row["ms"]:.1f} ({row["ms_least"]:.1f} to {row["ms_most"]:.1f})' if absolute else '-'
+        memory = '-' if row['gib'] is None else f'{row["gib"]:.2f}'
+        ceiling = '-' if not row['share_of_ceiling'] else f'{100 * row["share_of_ceiling"]:.0f}%'
+        ratio = '-' if not peer else f'{row["ms"] / peer:.2f}'
+        rate = f'{row["rtfx"]:.0f}' if absolute else '-'
+        lines.append(f'| {row["contestant"]} | {ratio} | {time} | {memory} | {rate} | {ceiling} |')
+    return [*lines, '']
+
+
+def section(report: dict) -> list[str]:
+    gpu = report['device'].startswith('NVIDIA')
+    ceiling = f', bf16 matrix product {report["ceiling_tflops"]:.0f} TFLOP/s' if gpu else ''
+    lines = [
+        f'## {report["device"]}, {report["date"]}, commit {report["commit"]}', '',
+        f'torch {report["torch"]}, Python {report["python"]}{ceiling}. `{report["command"]}`', '',
+    ]  # fmt: skip
+    if report['checks']:
+        errors = ', '.join(f'{c["contestant"]} {c["input"]} {c["error"]:.1e}' for c in report['checks'])
+        lines += [f'Output against the reference in fp32, relative, before timing: {errors}.', '']
+    for task in dict.fromkeys(row['task'] for row in report['rows']):
+        lines += task_table(report, task, gpu)
+    for record in report.get('profiles', []):
+        lines += [
+            f'Profile of {record["task"]}, {report["rows"][-1]["contestant"]}: {record["launches"]} launches, '
+            f'{record["busy_ms"]:.1f} ms of kernels. Most:', '',
+            '| ms | launches | µs each | kernel |', '| --- | --- | --- | --- |',
+        ]  # fmt: skip
+        for kernel in record['most'][:8]:
+            each = 1000 * kernel['ms'] / kernel['count']
+            lines.append(f'| {kernel["ms"]:.2f} | {kernel["count"]} | {each:.1f} | `{kernel["kernel"][:60]}` |')
+        lines.append('')
+    return lines
+
+
+def figure(reports: list[dict]) -> None:
+    bars = []
+    for report in reports:
+        for task in dict.fromkeys(row['task'] for row in report['rows']):
+            rows = of_task(report, task)
+            peer = peer_ms(rows)
+            bars += [(f'{task}\n{r["contestant"]}', r['ms'] / peer) for r in rows if 'LaCT' in r['contestant'] and peer]
+    axes = plt.subplots(figsize=(8, 0.42 * len(bars) + 1))[1]
+    axes.barh([name for name, _ in bars], [value for _, value in bars], color='tab:blue')
+    axes.axvline(1.0, color='black', linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel('time / time of the better FastConformer')
+    axes.tick_params(labelsize=7)
+    plt.tight_layout()
+    FIGURE.parent.mkdir(exist_ok=True)
+    plt.savefig(FIGURE, dpi=110)
+
+
+def main() -> None:
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('speed_*.json'))]
+    lines = [
+        '# Performance', '',
+        '<!-- Made by benchmarks/performance_page.py from benchmarks/results/speed_*.json and '
+        'benchmarks/performance_notes.md: change those. -->', '',
+        'The encoder alone, random features, beside the ConformerEncoder of NeMo 3.0 in the size of FastConformer-L. '
+        'Contestants take turns; median of the rounds. benchmarks/speed.py says how, and measures again. '
+        'Training rows are forward and backward without an optimiser step. Rows of a CPU are ratios only.', '',
+        '![Time beside FastConformer](figures/speed.png)', '',
+    ]  # fmt: skip
+    for report in reports:
+        lines += section(report)
+    lines.append((HERE / 'performance_notes.md').read_text().rstrip())
+    PAGE.write_text('\n'.join(lines) + '\n')
+    figure(reports)
+
+
+if __name__ == '__main__':
+    main()
