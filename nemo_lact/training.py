@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_lact.data.check import KINDS, Report, Seen, check_manifests, show
+from nemo_lact.data.check import Seen, check_manifests
+from nemo_lact.data.problems import KINDS, Report, show
 from nemo_lact.data.vocabulary import of_config
 from nemo_lact.registration import config_dir
 

@@ -1,6 +1,5 @@
 """`nemo-lact data`: the tools of this folder as commands. Thin, and nothing heavy is imported before one runs."""
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -101,13 +100,13 @@ def commonvoice(
         raise typer.BadParameter(f'--convert {convert}: must be flac or wav')
     with _guarded(verbose):
         from nemo_lact.data import commonvoice as corpus
-        from nemo_lact.data.text import Normaliser
+        from nemo_lact.data.text import Normaliser, show
 
         normalise = None if raw_text else Normaliser(not keep_case, keep_chars)
         made = corpus.prepare(folder, language, output, split, convert, normalise=normalise, jobs=jobs)
         _report(made, output)
         if normalise:
-            _show_rules(normalise.report)
+            show(normalise.report)
 
 
 @app.command()
@@ -126,14 +125,14 @@ def generic(
     with _guarded(verbose):
         from nemo_lact.data import generic as corpus
         from nemo_lact.data.manifests import write_manifest
-        from nemo_lact.data.text import Normaliser
+        from nemo_lact.data.text import Normaliser, show
 
         normalise = None if raw_text else Normaliser(not keep_case, keep_chars)
         rows, rejects = corpus.rows_of(source, audio_column, text_column, normalise, jobs)
         write_manifest(output, rows)
         _written(output, rows, rejects)
         if normalise:
-            _show_rules(normalise.report)
+            show(normalise.report)
 
 
 @app.command()
@@ -172,7 +171,7 @@ def text(
     """Show what each rule of text normalisation would change; with --output, write the result."""
     with _guarded(verbose):
         from nemo_lact.data.manifests import Rejects, write_manifest
-        from nemo_lact.data.text import Normaliser, has_digits
+        from nemo_lact.data.text import Normaliser, has_digits, show
         from nemo_lact.transcription import read_manifest
 
         normalise, rejects, rows = Normaliser(not keep_case, keep_chars), Rejects(), []
@@ -185,7 +184,7 @@ def text(
                 rejects.add('digits' if done else 'nothing left of the text', row=number, text=row['text'])
             else:
                 rows.append({**row, 'text': done})
-        _show_rules(normalise.report)
+        show(normalise.report)
         if rejects:
             typer.echo(f'{len(rejects)} rows have no text left, or digits that --drop-digits leaves out', err=True)
         if output:
@@ -238,11 +237,12 @@ def longform(
     with _guarded(verbose):
         from nemo_lact.data import longform as long
         from nemo_lact.data.manifests import said
+        from nemo_lact.data.pieces import read_pieces
 
         cuts = output.name.endswith(('.jsonl.gz', '.jsonl'))
         if gain_db and not cuts:
             raise ValueError('--gain-db is kept in Lhotse cuts; give --output NAME.jsonl.gz')
-        pieces, rejects, keys = long.read_pieces(source, by.split(',') if by else None, jobs)
+        pieces, rejects, keys = read_pieces(source, by.split(',') if by else None, jobs)
         rows = long.join(pieces, seconds, gap, max_pause)
         if cuts:
             long.write_cuts(rows, output, gain_db)
@@ -296,12 +296,13 @@ def check(
     """Find what would stop or spoil training: one table, with line numbers."""
     with _guarded(verbose):
         from nemo_lact.data import check as checks
+        from nemo_lact.data import problems, vocabulary
 
-        spelling = _spelling(model, config_name, config_path, tokenizer, labels, subsampling_factor)
+        spelling = vocabulary.of_options(model, config_name, config_path, tokenizer, labels, subsampling_factor)
         reports = checks.check_manifests(
             manifests, spelling, min_duration, max_duration, not no_audio, sample_rate, jobs=jobs
         )
-        checks.show(reports)
+        problems.show(reports)
         for report in reports if fix else ():
             clean, removed, kept = checks.fix(report)
             typer.echo(f'{clean}: {kept:,} rows; what went and why: {removed}')
@@ -310,46 +311,3 @@ def check(
             raise ValueError(f'no usable row in {", ".join(useless)}')
         if strict and not all(report.clean for report in reports):
             raise typer.Exit(1)
-
-
-def _spelling(model, config_name, config_path, tokenizer, labels, subsampling_factor):
-    """What the options say of the model; later ones have the last word."""
-    from nemo_lact.data import vocabulary
-
-    spelling = vocabulary.Spelling()
-    if model:
-        spelling = vocabulary.of_nemo_file(model)
-    elif config_name or config_path:
-        from nemo_lact.training import compose
-
-        cfg = compose(config_name or 'lact_ctc_bpe', (), config_path, complete=False)
-        spelling = vocabulary.of_config(cfg.model)
-    if tokenizer:
-        spelling.vocabulary = vocabulary.Subwords(tokenizer / 'tokenizer.model' if tokenizer.is_dir() else tokenizer)
-    elif labels is not None:
-        spelling.vocabulary = vocabulary.Characters(labels)
-    spelling.subsampling_factor = subsampling_factor or spelling.subsampling_factor
-    return spelling
-
-
-def _show_rules(report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from nemo_lact.data.text import RULES
-
-    table = Table(title=f'text normalisation, {report.texts:,} texts')
-    for column in ('rule', 'what it does', 'texts', 'example'):
-        table.add_column(column)
-    for rule, what in RULES:
-        before, after = report.examples.get(rule, [('', '')])[0]
-        at = max(0, len(os.path.commonprefix([before, after])) - 12)  # where they begin to differ
-        example = f'{before[at : at + 30]!r} → {after[at : at + 30]!r}' if before else ''
-        if rule == 'digits' and report.digits:
-            example = repr(report.digits[0][:60])
-        table.add_row(rule, what, f'{report.changed[rule]:,}', example)
-    console = Console(stderr=True, markup=False)
-    console.print(table)
-    if report.removed:
-        common = ', '.join(f'{char!r} {count:,}' for char, count in report.removed.most_common(20))
-        console.print(f'characters that became blanks: {common}')

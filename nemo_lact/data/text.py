@@ -3,6 +3,7 @@
 Digits are kept and reported: how '1984' was spoken only the recording knows. Spell them out, or leave those rows out.
 """
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -78,6 +79,28 @@ class Normaliser:
                 self.report.removed[char] += 1
                 kept.append(' ')
         return ''.join(kept)
+
+
+def show(report: Report) -> None:
+    """A table of the rules on stderr: what each did to how many texts, with an example."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f'text normalisation, {report.texts:,} texts')
+    for column in ('rule', 'what it does', 'texts', 'example'):
+        table.add_column(column)
+    for rule, what in RULES:
+        before, after = report.examples.get(rule, [('', '')])[0]
+        at = max(0, len(os.path.commonprefix([before, after])) - 12)  # where they begin to differ
+        example = f'{before[at : at + 30]!r} → {after[at : at + 30]!r}' if before else ''
+        if rule == 'digits' and report.digits:
+            example = repr(report.digits[0][:60])
+        table.add_row(rule, what, f'{report.changed[rule]:,}', example)
+    console = Console(stderr=True, markup=False)
+    console.print(table)
+    if report.removed:
+        common = ', '.join(f'{char!r} {count:,}' for char, count in report.removed.most_common(20))
+        console.print(f'characters that became blanks: {common}')
 
 
 def has_digits(text: str) -> bool:

@@ -17,7 +17,7 @@ from nemo_lact.transcription import check_nemo_file
 
 def encoder_frames(duration: float, subsampling_factor: int, window_stride: float = 0.01) -> int:
     """Encoder frames of so many seconds: feature frames, halved and rounded up by each stage of the front end."""
-    frames = math.floor(duration / window_stride + 1e-6)
+    frames = math.floor(min(duration / window_stride + 1e-6, 1e15))  # a manifest may say 1e308 s
     for _ in range(subsampling_factor.bit_length() - 1):
         frames = (frames + 1) // 2
     return frames
@@ -148,6 +148,34 @@ def of_nemo_file(path: str | Path) -> Spelling:
             spelling.vocabulary = Subwords(tar.extractfile(members[stored]).read())
         elif labels := (config.get('decoder') or {}).get('vocabulary'):
             spelling.vocabulary = Characters(labels)
+    return spelling
+
+
+def of_options(
+    model: Path | None,
+    config_name: str | None,
+    config_path: Path | None,
+    tokenizer: Path | None,
+    labels: str | None,
+    subsampling_factor: int | None,
+) -> Spelling:
+    """What the options of `nemo-lact data check` say of the model; later ones have the last word."""
+    spelling = Spelling()
+    if model:
+        spelling = of_nemo_file(model)
+    elif config_name or config_path:
+        from nemo_lact.training import compose
+
+        cfg = compose(config_name or 'lact_ctc_bpe', (), config_path, complete=False)
+        subwords = cfg.model.get('tokenizer')
+        if subwords is not None and not subwords.get('dir') and not tokenizer:
+            raise ValueError(f'the config {config_name or ""} has subwords; give --tokenizer FOLDER (or .model) too')
+        spelling = of_config(cfg.model)
+    if tokenizer:
+        spelling.vocabulary = Subwords(tokenizer / 'tokenizer.model' if tokenizer.is_dir() else tokenizer)
+    elif labels is not None:
+        spelling.vocabulary = Characters(labels)
+    spelling.subsampling_factor = subsampling_factor or spelling.subsampling_factor
     return spelling
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mini import RATE, noise, read_rows, run, write_rows
 
-from nemo_lact.data import check as module
-from nemo_lact.data.check import KINDS, check_manifests, fix
+from nemo_lact.data.check import check_manifests, fix
+from nemo_lact.data.problems import KINDS, show
 from nemo_lact.data.vocabulary import Characters, Spelling, Subwords, encoder_frames, frames_needed, of_nemo_file
 
 LABELS = " abcdefghijklmnopqrstuvwxyz'"
@@ -90,7 +90,7 @@ def test_each_problem_has_its_line(folder, bad, kind):
     lines = [json.dumps(row(offset=0.25, duration=1.5)), '', bad if isinstance(bad, str) else json.dumps(bad)]
     path.write_text('\n'.join(lines) + '\n')
     assert found(path, sample_rate=RATE)[kind] == [3]
-    what = module.KINDS[kind][0]
+    what = KINDS[kind][0]
     strict = run('data', 'check', path, '--labels', LABELS, '--subsampling-factor', 4, '--strict', code=what != 'note')
     assert KINDS[kind][1][:12] in strict.stdout
 
@@ -201,6 +201,10 @@ def test_subwords(tokenizer, folder):
     path = write_rows(folder / 'words.json', [row(text='hello world'), row(text='hello ' * 40, offset=0.0)])
     lines = found(path, spelling=Spelling(words, 8))  # 2 s are 25 frames
     assert lines['ctc'] == [2] and 'characters' not in lines
+    needs = run('data', 'check', path, '--config-name', 'lact_ctc_bpe', code=1)
+    assert 'has subwords; give --tokenizer FOLDER' in needs.stderr
+    result = run('data', 'check', path, '--config-name', 'lact_ctc_bpe', '--tokenizer', tokenizer, '--strict', code=1)
+    assert 'CTC frames' in ' '.join(result.stdout.split())
     result = run('data', 'check', path, '--tokenizer', tokenizer, '--subsampling-factor', 8, '--strict', code=1)
     assert 'CTC frames' in ' '.join(result.stdout.split())
 
@@ -295,7 +299,7 @@ def test_fuzzed_manifests_are_checked_and_fixed(folder, content, audio):
     path.write_bytes(content)
     (report,) = check_manifests([path], CHARACTERS, 0.1, 20, audio=audio, sample_rate=RATE)
     with contextlib.redirect_stdout(io.StringIO()):
-        module.show([report])
+        show([report])
     assert report.rows == sum(bool(line.strip()) for line in content.split(b'\n'))
     assert 0 <= report.usable <= report.rows
     clean, _, kept = fix(report)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini import RATE, noise, read_rows, run, write_rows
 
-from nemo_lact.data.longform import Piece, join
+from nemo_lact.data.longform import join
+from nemo_lact.data.pieces import Piece
 
 SPEECH = Path(__file__).parents[2] / 'data' / 'asterisk_en'
 
