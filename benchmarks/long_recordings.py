@@ -8,7 +8,7 @@ A recording is the bundled speech joined to so many minutes. Weights are random 
 time do not hang on what is recognised. `peak` is what the work takes beyond the loaded model:
 torch.cuda.max_memory_allocated on a GPU (`total` there has what earlier rows of the process left, unless
 `--separate`); on a CPU, where each row is a process of its own, the growth of the largest
-resident set after a warm-up of half a minute of speech. On a CPU times are given relative to the first row. Linux only there.
+resident set after a warm-up of half a minute of speech (Linux only). On a CPU times are relative to the first row.
 
     LaCT blocks         audio, features, encoder and decoding block by block (`nemo-lact transcribe` on long files)
     LaCT transcribe     NeMo's model.transcribe, whole recording in, encoder in segments

@@ -202,7 +202,7 @@ def stream(
         int | None, typer.Option(min=0, help='Look-ahead in encoder frames, one the model was made for.')
     ] = None,
     pace: Annotated[float, typer.Option(min=0, help='Speed of a file: 1 real time, 0 as fast as possible.')] = 1.0,
-    rate: Annotated[int, typer.Option(min=1000, help='Samples a second of stdin (16 bit signed, one channel).')] = 16000,
+    rate: Annotated[int, typer.Option(min=1000, help='Samples a second of stdin (16 bit, one channel).')] = 16000,
     device: Where = Device.auto,
     channel: Channel = None,
     session: Session = None,

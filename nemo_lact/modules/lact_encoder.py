@@ -367,8 +367,9 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             x, length, layers_out = self._whole(audio_signal, length, state, keep_state, learn)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():
             # NeMo's inference pipelines decode padding: frames that repeat the last one change no CTC text.
-            for row, n in enumerate(length.tolist()):
-                x[row, :, n:] = x[row, :, max(n - 1, 0) : max(n, 1)]
+            t = torch.arange(x.size(2), device=x.device)
+            last = x.gather(2, (length - 1).clamp(min=0)[:, None, None].expand(-1, x.size(1), 1))  # [B, D', 1]
+            x = torch.where(t < length[:, None, None], x, last)
         if not keep_state:
             return x, length, None
         position = length if state is None else state.position + length
@@ -428,7 +429,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             for i in range(length.size(0)):
                 row = slice(i, i + 1)
                 own = None if state is None else state.select([i])
-                rows.append(self._by_segments(audio_signal[row], length[row], own, None if learn is None else learn[row]))
+                may_learn = None if learn is None else learn[row]
+                rows.append(self._by_segments(audio_signal[row], length[row], own, may_learn))
             states = [MemoryState.joined(parts) for parts in zip(*(row[2] for row in rows))]
             return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows]), states
         states = [None if state is None else memory_of(state, i) for i in range(self.n_layers)]

@@ -11,6 +11,7 @@ from small_models import build
 import nemo_lact  # noqa: F401  registers the encoder with NeMo
 from nemo_lact.modules import LaCTEncoder
 
+
 @pytest.fixture
 def audio():
     t = np.arange(3 * 16000) / 16000
