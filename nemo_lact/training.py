@@ -11,7 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_lact.data.check import Seen, check_manifests
@@ -176,7 +176,8 @@ def _fit_to_lhotse(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         changes['use_distributed_sampler'] = False
     # Lhotse's thread for buckets is no daemon: it would keep the process alive after the training.
     quiet = {'concurrent_bucketing': cfg.model.train_ds.get('concurrent_bucketing', False)}
-    return OmegaConf.merge(cfg, {'trainer': changes, 'model': {'train_ds': quiet}})
+    with open_dict(cfg):  # own configs may lack these keys
+        return OmegaConf.merge(cfg, {'trainer': changes, 'model': {'train_ds': quiet}})
 
 
 def _plain_manifests(dataset: DictConfig | ListConfig | None) -> list[str]:
