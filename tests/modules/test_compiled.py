@@ -42,7 +42,9 @@ def test_compiled_equals_plain_at_any_length_with_few_graphs(pair, contract):
             scale = p.grad.abs().max().clamp(min=1e-6)
             contract('compiled = plain, gradients (fp32, CPU)', (p.grad - q.grad).abs().max() / scale, 2e-2)
     assert made[0] > 0, 'nothing was compiled'
-    assert made[-1] == made[2] <= 20, f'graphs after each batch: {made}'  # new for another length and another size
+    # New graphs for another length and for another number of rows, and never again. Several a layer: the reference
+    # memory and the blocks of attention stay outside.
+    assert made[-1] == made[2] <= 30, f'graphs after each batch: {made}'
 
 
 def test_a_compiled_model_copies_and_pickles(pair):
