@@ -145,9 +145,8 @@ def _lact(options: dict, cfg: DictConfig) -> dict:
         'state_bytes_per_stream': state,
         'front_bytes_per_second': round(4 * front / frame),
         'layer_bytes_per_second': round(4 * layer / frame),
-        'memory_bytes_per_row': 3
-        * state
-        // c.n_layers,  # weights, gradients and what orthogonalises them, a layer at a time
+        # Weights, gradients and what orthogonalises them, in float64 (fp32 evaluation), a layer at a time.
+        'memory_bytes_per_row': 8 * 6 * 3 * c.num_lact_heads * c.lact_head_width * c.lact_hidden_width,
     }
 
 
