@@ -155,6 +155,25 @@ def test_tarred(data, tmp_path, use_lhotse):
     )
 
 
+@pytest.mark.stock
+@pytest.mark.skipif('NEMO_DIR' not in os.environ, reason='NEMO_DIR is not set to a NeMo checkout')
+@pytest.mark.parametrize('use_lhotse', [False, True])
+def test_tarred_by_nemos_own_script(data, tmp_path, use_lhotse):
+    pytest.importorskip('tabulate')
+    script = Path(os.environ['NEMO_DIR']) / 'scripts' / 'speech_recognition' / 'convert_to_tarred_audio_dataset.py'
+    options = ['--num_shards=2', '--max_duration=60', '--min_duration=0.1', '--shuffle', '--workers=1']
+    paths = [f'--manifest_path={data / "short.json"}', f'--target_dir={tmp_path}']
+    subprocess.run([sys.executable, str(script), *paths, *options], check=True, capture_output=True)
+    manifest = 'sharded_manifests/manifest__OP_0..1_CL_.json' if use_lhotse else 'tarred_audio_manifest.json'
+    train(
+        'model.train_ds.is_tarred=true',
+        f'model.train_ds.manifest_filepath={tmp_path / manifest}',
+        f'model.train_ds.tarred_audio_filepaths={tmp_path}/audio__OP_0..1_CL_.tar',
+        'model.train_ds.batch_size=4',
+        *(LHOTSE if use_lhotse else []),
+    )
+
+
 def test_shar_of_long_rows(data, tmp_path):
     from lhotse import CutSet
     from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
