@@ -9,6 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
+_barrier = gl.thread_barrier if hasattr(gl, 'thread_barrier') else gl.barrier  # its name in Triton 3.6, and since
 MAX_TILES = 3  # heads up to 192 wide: 168 KiB of shared memory forward, 216 KiB backward
 
 
@@ -72,7 +73,7 @@ def _s_x(s, x, i: gl.constexpr, j: gl.constexpr, STRIDE: gl.constexpr, NT: gl.co
 def _published():
     """What was stored to shared memory may be read by the tensor cores, of all warps."""
     fence_async_shared()
-    gl.thread_barrier()
+    _barrier()
 
 
 @gluon.jit
@@ -128,7 +129,7 @@ def _newton_schulz_step(x, a, p, step, NT: gl.constexpr, mma: gl.constexpr):
         if NT > 1:
             y1 = warpgroup_mma_wait(0, [y1])
         y0 = warpgroup_mma_wait(0, [y0])
-        gl.thread_barrier()
+        _barrier()
         x.index(j).store((y0 * (1 / 256)).to(gl.float16))
         if NT > 1:
             x.index(NT + j).store((y1 * (1 / 256)).to(gl.float16))
@@ -257,7 +258,7 @@ def newton_schulz_backward_kernel(
             _newton_schulz_step(x, a, d, step, NT, mma)  # d's tiles serve as room for the polynomial
     for back in range(5):
         ca, cb, cc = _coefficients(4 - back)
-        gl.thread_barrier()
+        _barrier()
         for t in range(NT * NT):
             x.index(t).store(gl.load(steps_ptr + ((4 - back) * NT * NT + t) * 4096 + flat))
         _load_tiles(d, d_ptr, D, NT, mma)
@@ -282,7 +283,7 @@ def newton_schulz_backward_kernel(
                 columns = j * 64 + c
                 inside = (rows < D)[:, None] & (columns < D)[None, :]
                 gl.store(d_ptr + rows[:, None] * D + columns[None, :], value.to(gl.float16), mask=inside)
-            gl.thread_barrier()
+            _barrier()
         # dY is not needed any more: S takes its first tiles. Q = b S + c (S A + A S), over S tile by tile in scratch.
         for t in range(TILES):
             d.index(t).store(gl.load(s_ptr + t * 4096 + flat))
@@ -292,7 +293,7 @@ def newton_schulz_backward_kernel(
             acc = warpgroup_mma_wait(0, [_s_t(acc, a, d, _row(t), _column(t), NT, True)])
             value = acc * (cc * (1 / 256)) + cb * d.index(t).load(mma).to(gl.float32)
             gl.store(s_ptr + t * 4096 + flat, value.to(gl.float16))
-        gl.thread_barrier()
+        _barrier()
         for t in range(TILES):
             d.index(t).store(gl.load(s_ptr + t * 4096 + flat))
         _published()
