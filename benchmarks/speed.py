@@ -63,8 +63,8 @@ CONTESTANTS = {  # name -> builder, implementation of the memory
     'FastConformer full': (lambda: conformer(True), 'auto'),
     'FastConformer local': (lambda: conformer(False), 'auto'),
     'LaCT reference': (lambda: lact(False), 'reference'),
-    'LaCT fast': (lambda: lact(False), 'auto'),
-    'LaCT fast compiled': (lambda: lact(True), 'auto'),
+    'LaCT fast': (lambda: lact(False), 'fast' if GPU else 'auto'),
+    'LaCT fast compiled': (lambda: lact(True), 'fast' if GPU else 'auto'),
 }
 
 

@@ -15,4 +15,4 @@ fi
 prepare_environment "$REPOSITORY/.venv-tests" dev
 use_half_of_the_cores
 cd "$REPOSITORY"
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n 2 --dist loadfile "$@"  # two files at a time

@@ -12,15 +12,23 @@ _MEASURED = {}  # contract -> (largest difference, bound)
 
 
 @pytest.fixture
-def contract():
+def contract(request):
     """`contract(name, difference, bound)` asserts difference <= bound and keeps the largest for the summary."""
 
     def check(name: str, difference: float, bound: float) -> None:
         difference = float(difference)
-        _MEASURED[name] = (max(difference, _MEASURED.get(name, (0.0, bound))[0]), bound)
+        request.node.user_properties.append(('contract', (name, difference, bound)))  # reported, by workers too
         assert difference <= bound, f'{name}: {difference:.3g} is over the bound of {bound:g}'
 
     return check
+
+
+def pytest_runtest_logreport(report):
+    if report.when == 'call':
+        for kind, value in report.user_properties:
+            if kind == 'contract':
+                name, difference, bound = value
+                _MEASURED[name] = (max(difference, _MEASURED.get(name, (0.0, bound))[0]), bound)
 
 
 def pytest_terminal_summary(terminalreporter):

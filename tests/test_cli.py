@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ import sentencepiece
 import soundfile
 import torch
 from omegaconf import OmegaConf
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from peak import Peak
 from typer.testing import CliRunner
 
 from nemo_lact import __version__, evaluation, training, transcription
@@ -489,29 +487,6 @@ def test_info_of_a_damaged_file(model, tmp_path):
     assert 'the weights cannot be read' in words(run('info', cut, code=1))
 
 
-class _Peak(TorchDispatchMode):
-    """Largest sum of the tensors alive at one time, parameters left out."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.alive = {p.untyped_storage()._cdata: 0 for p in module.parameters()}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in self.alive:
-                self.alive[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage._cdata)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _gone(self, key):
-        self.now -= self.alive.pop(key, 0)
-
-
 @pytest.mark.parametrize('channels, rows, seconds', [(256, 2, 10), (8, 4, 20)])  # the front end, then a layer is widest
 def test_estimate_is_near_what_a_forward_pass_takes(channels, rows, seconds):
     from nemo_lact.modules import LaCTEncoder
@@ -519,7 +494,7 @@ def test_estimate_is_near_what_a_forward_pass_takes(channels, rows, seconds):
     options = dict(n_layers=2, d_model=256, n_heads=4, subsampling_conv_channels=channels, att_context_size=[32, 32])
     encoder = LaCTEncoder(**options, lact_chunk_size=64).eval()
     lact = info_module._lact({**options, 'lact_chunk_size': 64}, OmegaConf.create({'preprocessor': {}}))
-    with torch.no_grad(), _Peak(encoder) as counted:
+    with torch.no_grad(), Peak(encoder) as counted:
         encoder.forward_for_export(torch.randn(rows, 80, 100 * seconds), torch.full((rows,), 100 * seconds))
     estimate = rows * info_module.row_bytes(lact, seconds)
     assert 0.6 < counted.peak / estimate < 1.4, f'{counted.peak / 2**20:.1f} MiB, estimated {estimate / 2**20:.1f}'

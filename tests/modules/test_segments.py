@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peak import Peak
 
 from nemo_lact.modules import LaCTEncoder
 from nemo_lact.modules.segments import SegmentedPass
@@ -113,3 +114,21 @@ def test_rows_that_may_not_learn_keep_their_memory(tiny):
     encoder.adaptation = False
     frozen = encoder(audio_signal=signal, length=length)[0]
     assert torch.equal(out[0], frozen[0]) and not torch.equal(out[1], frozen[1])
+
+
+@pytest.mark.parametrize('extra', [{}, dict(conv_kernel_size=9, macaron=True)])
+def test_memory_is_flat_in_the_length(tiny, extra):
+    """Features come and outputs go piece by piece; what is alive in between does not grow, at the end neither."""
+    encoder = LaCTEncoder(**{**tiny, 'n_layers': 8, 'segment_frames': 96, **extra}).eval()
+    peaks = {}
+    for segments in (12, 36, 120):
+        frames = segments * 96 * 4
+        with torch.no_grad(), Peak(encoder) as counted:
+            run = SegmentedPass(encoder, torch.tensor([frames]), [None] * 8)
+            given = 0
+            for start in range(0, frames, 600):
+                n = min(600, frames - start)
+                given += run.feed(torch.randn(1, 16, n), last=start + n == frames).size(2)
+        assert given == frames // 4
+        peaks[segments] = counted.peak
+    assert max(peaks.values()) <= 1.1 * peaks[12], peaks
