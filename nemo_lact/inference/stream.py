@@ -43,6 +43,7 @@ class Streamer:
         encoder.get_initial_cache_state(1)  # raises for an encoder that cannot stream
         if latency is not None:
             encoder.set_default_att_context_size(list(latency))
+        self.window = list(encoder.att_context_size)
         self.device = next(encoder.parameters()).device
         self.rate = int(model.cfg.preprocessor.get('sample_rate', 16000))
         self.features = self._new_features()
@@ -67,7 +68,7 @@ class Streamer:
     @property
     def latency_seconds(self) -> float:
         """Longest wait from a sound to the text of its frame, without computing time: an attention chunk."""
-        chunk = self.encoder.config.att_chunk(tuple(self.encoder.att_context_size)) or 1
+        chunk = self.encoder.config.att_chunk(tuple(self.window)) or 1
         return chunk * self.frame_seconds + self.features.reach / self.rate
 
     @property
@@ -141,6 +142,8 @@ class Streamer:
         features = self.features.feed(audio, last)  # [1, F, m]
         if features.size(2) == 0 and not last:
             return
+        if self.encoder.att_context_size != self.window:  # another stream of this model has its own
+            self.encoder.set_default_att_context_size(self.window)
         encoded, count, self.state = self.encoder.stream_step(features, None, self.state, last, self.learn)
         if int(count[0]):
             best, ids = self.model.decoder(encoder_output=encoded).max(dim=-1)  # [1, m] each

@@ -30,6 +30,22 @@ def test_stream_gives_the_offline_text(streaming, recording, sizes):
             stream.feed(audio[:10])
 
 
+def test_streams_of_one_model_keep_their_own_latency(streaming):
+    audio, alone = sound(6.0, 7), []
+    for window in ([12, 3], [12, 1]):
+        stream = Streamer(streaming, latency=window)
+        stream.feed(audio)
+        stream.finish()
+        alone.append(stream.text)
+    together = [Streamer(streaming, latency=window) for window in ([12, 3], [12, 1])]
+    for at in range(0, len(audio), 8000):
+        for stream in together:
+            stream.feed(audio[at : at + 8000])
+    for stream in together:
+        stream.finish()
+    assert [stream.text for stream in together] == alone and alone[0] != alone[1]
+
+
 def test_words_come_early_and_are_never_taken_back(streaming):
     audio, stream, seen = sound(9.0, 7), Streamer(streaming), []
     for at in range(0, len(audio), 1600):
