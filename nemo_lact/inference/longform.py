@@ -25,15 +25,11 @@ def why_not_blocks(model) -> str | None:
         return f'its encoder is {type(encoder).__name__}, not LaCTEncoder'
     if not hasattr(getattr(model, 'decoder', None), 'vocabulary'):
         return 'it has no CTC decoder with a vocabulary'
-    if min(encoder.att_context_size) < 0:
-        return f'att_context_size={encoder.att_context_size} attends to all frames; choose a window'
-    if encoder.config.subsampling == 'vggnet' or encoder.config.conv_norm_type not in ('layer_norm', 'batch_norm'):
-        return 'its front end or its convolution norm needs the whole recording'
     try:
         FeatureBlocks(model.preprocessor)
     except ValueError as error:
         return str(error)
-    return None
+    return encoder.why_not_segments()
 
 
 def transcribe_blocks(
@@ -70,8 +66,9 @@ def transcribe_blocks(
     if reason is not None:
         raise ValueError(f'this model cannot transcribe block by block: {reason}')
     model.eval()  # NeMo leaves it in training mode after `transcribe`
+    if model.encoder.config.lact_chunk_tolerance:
+        batch_size = 1  # borders of its own in each row
     if session_key is not None:
-        batch_size = 1 if model.encoder.config.lact_chunk_tolerance else batch_size
         yield from _by_key(model, rows, batch_size, channel, session_key, learn, on_seconds, half)
         return
     if state is not None:
@@ -79,8 +76,6 @@ def transcribe_blocks(
             (result,), state = _batch(model, [row], channel, state, learn, on_seconds, half)
             yield index, result, state
         return
-    if model.encoder.config.lact_chunk_tolerance:
-        batch_size = 1  # borders of its own in each row
     order = sorted(range(len(rows)), key=lambda i: -rows[i]['duration'])  # like lengths together: less padding
     for start in range(0, len(order), batch_size):
         here = order[start : start + batch_size]

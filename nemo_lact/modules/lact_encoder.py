@@ -324,6 +324,14 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         )
         return out.to(torch.int64) * (length > 0)  # a causal front end makes a frame of nothing
 
+    def why_not_segments(self) -> str | None:
+        """What keeps long input from being cut into segments; None: nothing."""
+        if min(self.att_context_size) < 0:
+            return f'att_context_size={self.att_context_size} attends to all frames; choose a window'
+        if self.config.subsampling == 'vggnet' or self.config.conv_norm_type not in ('layer_norm', 'batch_norm'):
+            return 'its front end or its convolution norm needs the whole recording'
+        return None
+
     def segment_size(self, batch: int) -> int:
         """Encoder frames of each row in a segment: whole chunks, about `segment_frames`."""
         chunk = self.config.lact_chunk_size
@@ -417,10 +425,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         config = self.config
         if self.training or torch.is_grad_enabled() or torch.jit.is_tracing() or config.segment_frames == -1:
             return False
-        if self.is_access_enabled(getattr(self, 'model_guid', None)) or min(self.att_context_size) < 0:
+        if self.is_access_enabled(getattr(self, 'model_guid', None)) or self.why_not_segments() is not None:
             return False  # all frames are needed at once
-        if config.subsampling == 'vggnet' or config.conv_norm_type not in ('layer_norm', 'batch_norm'):
-            return False
         return self.output_frames(audio_signal.size(2)) > self.segment_size(audio_signal.size(0))
 
     def _by_segments(self, audio_signal, length, state, learn):
