@@ -1,4 +1,4 @@
-"""docs/performance.md and its figure, from the results of speed.py.
+"""docs/performance.md and its figure, from the results of speed.py, streaming_speed.py and transcribe_speed.py.
 
     python benchmarks/performance_page.py
 """
@@ -22,6 +22,23 @@ GOALS = {  # task -> (share of FastConformer's time to reach, against which of i
     'infer 1 x 600 s': (0.7, 'local'),
     'infer 1 x 3600 s': (0.7, 'local'),
     'infer 1 x 10800 s': (0.7, 'local'),
+}
+
+SIDES = {  # results -> heading, what is measured, the peer that others are a multiple of, columns beside the times
+    'streaming_speed': (
+        'Streaming',
+        'Streams in one batch, bf16 autocast on a GPU, random features; `real-time streams` is how many would keep up '
+        'with their speakers. LaCT and FastConformer run through the same interface of NeMo, LaCT also through '
+        '`stream_step`. Memory is beyond the weights, the caches of all streams included.',
+        'FastConformer',
+        {'real_time_streams': 'real-time streams', 'slowest_ms': 'slowest step, ms', 'gib': 'GiB'},
+    ),
+    'transcribe_speed': (
+        'Audio files to text',
+        '`model.transcribe`: WAV files, NeMo\'s preprocessor, encoder, greedy CTC, text. Memory is beyond the weights.',
+        'FastConformer local',
+        {'rtfx': 'RTFx', 'gib': 'GiB'},
+    ),
 }
 
 
@@ -83,6 +100,37 @@ def section(report: dict) -> list[str]:
     return lines
 
 
+def side_section(name: str, report: dict) -> list[str]:
+    """A section from streaming_speed.py or transcribe_speed.py; of a CPU the ratios only."""
+    heading, about, peer, columns = SIDES[name]
+    gpu = report['device'].startswith('NVIDIA')
+    columns = columns if gpu else {}
+    sizes = ', '.join(f'{who} {count / 1e6:.0f}M' for who, count in report['parameters'].items())
+    lines = [
+        f'## {heading}: {report["device"]}, {report["date"]}, commit {report["commit"]}', '',
+        f'{about} Parameters of the encoders: {sizes}.', '',
+        f'torch {report["torch"]}, NeMo {report["nemo"]}, Python {report["python"]}. `{report["command"]}`', '',
+    ]  # fmt: skip
+    if report.get('checks'):
+        errors = ', '.join(f'{c["contestant"]} {c["input"]} {c["error"]:.1e}' for c in report['checks'])
+        lines += [f'Streams against the offline encoder in fp32, small sizes, before timing: {errors}.', '']
+    for task in dict.fromkeys(row['task'] for row in report['rows']):
+        rows = of_task(report, task)
+        times = {row['contestant']: row.get('ms') for row in rows}
+        heads = ['contestant', f'× {peer}', *['ms (least to most)'] * gpu, *columns.values()]
+        lines += [f'### {task}, {rows[0]["precision"]}', '', f'| {" | ".join(heads)} |', '|' + ' --- |' * len(heads)]
+        for row in rows:
+            if 'ms' not in row:
+                cells = [row['error'], *[''] * (len(heads) - 2)]
+            else:
+                cells = [f'{row["ms"] / times[peer]:.2f}' if times.get(peer) else '-']
+                cells += [f'{row["ms"]:.1f} ({row["ms_least"]:.1f} to {row["ms_most"]:.1f})'] * gpu
+                cells += [f'{row[key]:.0f}' if row[key] >= 100 else f'{row[key]:.2f}' for key in columns]
+            lines.append(f'| {row["contestant"]} | {" | ".join(cells)} |')
+        lines.append('')
+    return lines
+
+
 def figure(reports: list[dict]) -> None:
     bars = []
     for report in reports:
@@ -105,7 +153,7 @@ def main() -> None:
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('speed_*.json'))]
     lines = [
         '# Performance', '',
-        '<!-- Made by benchmarks/performance_page.py from benchmarks/results/speed_*.json and '
+        '<!-- Made by benchmarks/performance_page.py from benchmarks/results/*speed_*.json and '
         'benchmarks/performance_notes.md: change those. -->', '',
         'The encoder alone, random features, beside the ConformerEncoder of NeMo 3.0 in the size of FastConformer-L. '
         'Contestants take turns; median of the rounds. benchmarks/speed.py says how, and measures again. '
@@ -114,6 +162,9 @@ def main() -> None:
     ]  # fmt: skip
     for report in reports:
         lines += section(report)
+    for name in SIDES:
+        for path in sorted(RESULTS.glob(f'{name}_*.json')):
+            lines += side_section(name, json.loads(path.read_text()))
     lines.append((HERE / 'performance_notes.md').read_text().rstrip())
     PAGE.write_text('\n'.join(lines) + '\n')
     figure(reports)

@@ -124,9 +124,9 @@ class OwnState:
 
 
 CONTESTANTS = {  # name -> encoder, its streams
-    'FastConformer, NeMo caches': ('FastConformer', NemoCaches),
-    'LaCT, NeMo caches': ('LaCT', NemoCaches),
-    'LaCT, own state': ('LaCT', OwnState),
+    'FastConformer': ('FastConformer', NemoCaches),
+    'LaCT': ('LaCT', NemoCaches),
+    'LaCT stream_step': ('LaCT', OwnState),
 }
 
 
