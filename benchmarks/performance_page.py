@@ -56,8 +56,10 @@ def of_task(report: dict, task: str) -> list[dict]:
 def task_table(report: dict, task: str, absolute: bool) -> list[str]:
     rows = of_task(report, task)
     share, against = GOALS.get(task, (None, 'better'))
+    if share and not absolute:
+        share = 1.0
     peer = peer_ms(rows, against)
-    lines = [f'### {task}', '']
+    lines = [f'### {task}{"" if absolute else ", " + rows[0]["precision"]}', '']
     if share:
         name = 'the better FastConformer' if against == 'better' else 'FastConformer with local attention'
         lines += [f'Goal: at most {share} × {name}.', '']

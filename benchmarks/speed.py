@@ -2,13 +2,15 @@
 
     python benchmarks/speed.py --output benchmarks/results            # the table of docs/performance.md
     python benchmarks/speed.py --tasks "train 32 x 15 s" --rounds 9   # one row
+    python benchmarks/speed.py --output benchmarks/results --tasks "infer 1 x 600 s" --precision bf16   # on a CPU
 
 Contestants: NeMo's ConformerEncoder (FastConformer-L: 512 × 17, 8×, dw_striding), full and local [128, 128]; LaCT base
 (768 × 12, chunk 512, window [128, 128], Muon and momentum) with the reference memory, with the fast one, and with the
-fast one and `compile: true`. On a CPU both are small and of about equal size. Random features, random weights; bf16
-autocast on a GPU. Before timing, the fast LaCT's output is held against the reference's. Contestants take turns within
-a round; reported are the median and the range over the rounds, peak memory, hours of audio an hour (RTFx), and the
-share of the bf16 rate that a large matrix product reaches on this device.
+fast one and `compile: true`. On a CPU both are small and of about equal size, the memory is the reference, and full
+attention is left out beyond a minute. Random features, random weights; bf16 autocast on a GPU. Before timing, the fast
+LaCT's output is held against the reference's. Contestants take turns within a round; reported are the median and the
+range over the rounds, peak memory, hours of audio an hour (RTFx), and the share of the bf16 rate that a large matrix
+product reaches on this device.
 """
 
 import argparse
@@ -68,7 +70,8 @@ CONTESTANTS = {  # name -> builder, implementation of the memory
 }
 
 
-SHORT_ONLY = ('FastConformer full', 'LaCT reference')  # out of memory or minutes from 600 s on
+SHORT_ONLY = ('FastConformer full', 'LaCT reference') if GPU else ('FastConformer full',)  # beyond SHORT
+SHORT = 600 if GPU else 60  # seconds; longer ones take minutes or all memory
 
 
 def precision(name: str):
@@ -164,7 +167,7 @@ def run_task(name: str, encoders: dict, rounds: int, kind: str, peak_rate: float
     alive, times, memory = [], {}, {}
     for who, encoder in encoders.items():
         encoder.train(training)
-        if seconds > 600 and who in SHORT_ONLY:
+        if seconds > SHORT and who in SHORT_ONLY:
             continue
         ops.use_implementation(CONTESTANTS[who][1])
         try:
@@ -238,11 +241,11 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, help='folder for speed_<device>.json')
+    parser.add_argument('--output', type=Path, help='folder for speed_gpu.json or speed_cpu_<precision>.json')
     parser.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
     usual = [who for who in CONTESTANTS if GPU or who not in ('LaCT fast', 'LaCT fast compiled')]
     parser.add_argument('--contestants', nargs='*', default=usual, choices=list(CONTESTANTS))
-    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--rounds', type=int, default=9 if GPU else 3)
     parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16' if GPU else 'fp32')
     parser.add_argument('--commit', help='what to record where there is no git checkout')
     args = parser.parse_args()
@@ -259,7 +262,7 @@ def main() -> None:
         torch.manual_seed(0)
         encoders[who] = CONTESTANTS[who][0]().to(DEVICE)
     report['parameters'] = {who: sum(p.numel() for p in e.parameters()) for who, e in encoders.items()}
-    path = args.output and args.output / f'speed_{"gpu" if GPU else "cpu"}.json'
+    path = args.output and args.output / ('speed_gpu.json' if GPU else f'speed_cpu_{args.precision}.json')
     for task in args.tasks:
         report['rows'] += run_task(task, encoders, args.rounds, args.precision, rate)
         if GPU and args.contestants[-1].startswith('LaCT'):
