@@ -57,7 +57,8 @@ def paired(statistic, columns: Sequence[Sequence[int]], confidence: float, resam
     """A function of column sums, with the interval from units drawn with replacement.
 
     Args:
-        statistic: takes an array [resamples] of sums for each column, gives [resamples]. Draws where it is NaN (no words) are left out.
+        statistic: takes an array [resamples] of sums for each column, gives [resamples]. Draws where it is NaN (no
+            words) are left out.
         columns: counts [n] each, one entry per unit.
 
     Raises:

@@ -19,8 +19,6 @@ def score(rows: Sequence[dict]) -> tuple[dict, list[dict]]:
     Raises:
         ValueError: rows without `pred_text`, or no row that can be scored.
     """
-    from kaldialign import edit_distance
-
     lacking = [n for n, row in enumerate(rows, 1) if row.get('pred_text') is None]
     if lacking:
         raise ValueError(
@@ -35,21 +33,14 @@ def score(rows: Sequence[dict]) -> tuple[dict, list[dict]]:
         if text is None:
             scored.append(dict(row))
             continue
-        words = edit_distance(text.split(), found.split())
-        counts = {
-            'words': len(text.split()),
-            'substitutions': words['sub'],
-            'insertions': words['ins'],
-            'deletions': words['del'],
-            'characters': len(text),
-            'character_errors': edit_distance(list(text), list(found))['total'],
-        }
+        counts = count(text, found)
         totals = {key: totals[key] + counts[key] for key in totals}
         rows_scored += 1
         rows_empty += not text.strip()
-        rows_wrong += words['total'] > 0
         added = {key: counts[key] for key in ('substitutions', 'insertions', 'deletions')}
-        scored.append({**row, 'wer': _rate(words['total'], counts['words']), **added})
+        wrong = sum(added.values())
+        rows_wrong += wrong > 0
+        scored.append({**row, 'wer': _rate(wrong, counts['words']), **added})
     if not rows_scored:
         raise ValueError(f"none of the {len(rows)} rows has a 'text' to compare with")
     errors = totals['substitutions'] + totals['insertions'] + totals['deletions']
@@ -65,6 +56,21 @@ def score(rows: Sequence[dict]) -> tuple[dict, list[dict]]:
         'seconds': round(sum(float(row.get('duration') or 0) for row in rows), 3),
     }
     return summary, scored
+
+
+def count(text: str, found: str) -> dict[str, int]:
+    """Words and characters of `text`, and the errors in `found`."""
+    from kaldialign import edit_distance
+
+    words = edit_distance(text.split(), found.split())
+    return {
+        'words': len(text.split()),
+        'substitutions': words['sub'],
+        'insertions': words['ins'],
+        'deletions': words['del'],
+        'characters': len(text),
+        'character_errors': edit_distance(list(text), list(found))['total'],
+    }
 
 
 def _rate(errors: int, total: int):

@@ -108,7 +108,7 @@ def _batch(model, rows, channel, state, learn, on_seconds, half) -> tuple[list[d
     """Rows that begin together, as independent streams."""
     encoder = model.encoder
     device = next(encoder.parameters()).device
-    blocks = _FeatureSource(model, rows, channel, device)
+    blocks = FeatureSource(model, rows, channel, device)
     states = [None if state is None else memory_of(state, i) for i in range(encoder.n_layers)]
     may_learn = torch.full((len(rows),), learn, device=device)
     offset = None if state is None or encoder.config.ttt_nope else state.position
@@ -135,8 +135,11 @@ def _batch(model, rows, channel, state, learn, on_seconds, half) -> tuple[list[d
     return [{'text': text.text, 'words': text.words()} for text in texts], after
 
 
-class _FeatureSource:
-    """Iterates over (features [B, F, m], last, seconds of audio done) of some rows, normalised as the model wants."""
+class FeatureSource:
+    """Iterates over (features [B, F, m], last, seconds of audio done) of some rows, normalised as the model wants.
+
+    `length` [B] holds their feature frames, `frame_seconds` the seconds of one.
+    """
 
     def __init__(self, model, rows, channel, device):
         self.model, self.rows, self.channel, self.device = model, rows, channel, device
