@@ -42,7 +42,7 @@ SIZES = {  # name -> FastConformer, LaCT
     'base': (dict(d_model=512, n_layers=17, n_heads=8, subsampling_conv_channels=256), {}),
     'small': (
         dict(d_model=256, n_layers=16, n_heads=4, subsampling_conv_channels=256),
-        dict(d_model=384, n_layers=14, n_heads=6, num_lact_heads=3),
+        dict(d_model=384, n_layers=13, n_heads=6, num_lact_heads=3),
     ),
     'tiny': (
         dict(d_model=32, n_layers=2, n_heads=4, subsampling_conv_channels=16),
