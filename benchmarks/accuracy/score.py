@@ -1,0 +1,135 @@
+"""Word and character errors of a model on held-out voices and real speech: utterances and sessions, clean and noisy.
+
+A session is utterances of one speaker, end to end with short pauses, in one room with one noise; sessions of different
+length hold the same words. A LaCT model is scored twice, its memory learning and frozen.
+"""
+
+import random
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+from corpus import load
+from feed import RATE, acoustics
+
+SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
+AT_ONCE = 1200 * RATE  # samples of a batch, padding counted
+FULL_ATTENTION_MOST = 900  # seconds; at an hour its scores alone take more memory than a GPU has
+
+
+def sessions(rows: list[dict], seconds: float) -> list[dict]:
+    """Utterances of each speaker in their order, joined until `seconds`; the same seed gives the same pauses."""
+    found, people = [], {}
+    for row in rows:
+        people.setdefault(row['speaker'], []).append(row)
+    for name, utterances in people.items():
+        rng, part, samples = random.Random(name), [], 0
+        for row in utterances:
+            if part and samples + row['samples'] > seconds * RATE:
+                found.append(_join(part))
+                part, samples = [], 0
+            pause = np.zeros(int(rng.uniform(0.1, 0.7) * RATE), np.int16)
+            part.append((row, pause))
+            samples += row['samples'] + len(pause)
+        found.append(_join(part))
+    return found
+
+
+def _join(part: list) -> dict:
+    sound = np.concatenate([x for row, pause in part for x in (row['sound'], pause)])
+    text = ' '.join(row['text'] for row, _ in part)
+    return dict(sound=sound, samples=len(sound), text=text, speaker=part[0][0]['speaker'])
+
+
+def test_sets(corpus: Path, most: float) -> dict[str, tuple[list[dict], bool]]:
+    """Name -> rows and whether they get noise."""
+
+    def some(rows):  # of every speaker alike
+        people, kept = {}, []
+        for row in rows:
+            people.setdefault(row['speaker'], []).append(row)
+        for utterances in people.values():
+            seconds = 0.0
+            for row in utterances:
+                if seconds < most / len(people):
+                    kept.append(row)
+                    seconds += row['samples'] / RATE
+        return kept
+
+    voices, sets = some(load(corpus, 'test-voice')), {}
+    for noisy in (False, True):
+        kind = 'noisy' if noisy else 'clean'
+        sets[f'utterances, {kind}'] = (voices, noisy)
+        for name, seconds in SESSIONS.items():
+            sets[f'{name}, {kind}'] = (sessions(voices, seconds), noisy)
+    for path in sorted(corpus.glob('test-*.jsonl')):
+        if not path.stem.startswith('test-voice'):
+            rows = some(load(corpus, path.stem))
+            sets[f'{path.stem[5:]}, utterances'] = (rows, False)
+            sets[f'{path.stem[5:]}, sessions of 2 min'] = (sessions(rows, 120), False)
+    return sets
+
+
+@torch.inference_mode()
+def transcribe(model, rows: list[dict], noisy: bool) -> list[str]:
+    """Greedy CTC. Rows of like lengths go together; what noise a row gets depends on its place alone."""
+    device, order = model.device, sorted(range(len(rows)), key=lambda i: rows[i]['samples'])
+    texts, at = [''] * len(rows), 0
+    while at < len(order):
+        stop = at + 1
+        while stop < len(order) and rows[order[stop]]['samples'] * (stop + 1 - at) <= AT_ONCE:
+            stop += 1
+        batch, at = order[at:stop], stop
+        lengths = torch.tensor([rows[i]['samples'] for i in batch], device=device)
+        sound = torch.zeros(len(batch), int(lengths.max()), device=device)
+        for target, i in zip(sound, batch):
+            piece = torch.from_numpy(np.array(rows[i]['sound'])).to(device).float() / 32768
+            if noisy:
+                generator = torch.Generator(device).manual_seed(i)
+                length = torch.tensor([len(piece)], device=device)
+                piece = acoustics(piece[None], length, clean=0.0, generator=generator)[0]
+            target[: len(piece)] = piece
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+            features, frames = model.preprocessor(input_signal=sound, length=lengths)
+            encoded, frames = model.encoder(audio_signal=features, length=frames)
+            best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
+        blank = len(model.tokenizer.vocab)
+        for i, row, count in zip(batch, best.tolist(), frames.tolist()):
+            row = row[:count]
+            ids = [t for n, t in enumerate(row) if t != blank and (n == 0 or row[n - 1] != t)]
+            texts[i] = model.tokenizer.ids_to_text(ids)
+    return texts
+
+
+def count(rows: list[dict], texts: list[str]) -> dict:
+    """Errors, words and characters of each row, and rates over all."""
+    words, chars = [], []
+    for row, text in zip(rows, texts):
+        found = jiwer.process_words(row['text'], text)
+        words.append([found.substitutions + found.deletions + found.insertions, len(row['text'].split())])
+        if len(row['text']) < 5000:
+            found = jiwer.process_characters(row['text'], text)
+            chars.append([found.substitutions + found.deletions + found.insertions, len(row['text'])])
+    rate = [sum(e for e, _ in part) / max(1, sum(n for _, n in part)) for part in (words, chars)]
+    return dict(wer=rate[0], cer=rate[1] if len(chars) == len(rows) else None, words=words, chars=chars)
+
+
+def score(model, corpus: Path, most: float = 1e9) -> dict:
+    """Set -> counts; of a model with a memory also with it frozen. `most`: seconds of each set."""
+    encoder, results = model.encoder, {}
+    learning = getattr(encoder, 'adaptation', None)
+    full = getattr(encoder, 'self_attention_model', '') == 'rel_pos' and learning is None
+    for name, (rows, noisy) in test_sets(corpus, most).items():
+        if full and max(row['samples'] for row in rows) > FULL_ATTENTION_MOST * RATE:
+            continue
+        texts = transcribe(model, rows, noisy)
+        results[name] = count(rows, texts) | (dict(texts=texts) if len(texts) < 200 else {})
+        print(f'{name:32s} WER {results[name]["wer"]:.2%}', end='', flush=True)
+        if learning:
+            encoder.adaptation = False
+            results[f'{name}, frozen'] = frozen = count(rows, transcribe(model, rows, noisy))
+            encoder.adaptation = learning
+            print(f'   frozen {frozen["wer"]:.2%}', end='')
+        print(flush=True)
+    return results
