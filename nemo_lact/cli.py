@@ -30,6 +30,7 @@ app.add_typer(data_app, name='data')
 
 
 LONG_SECONDS = 120  # recordings beyond it are transcribed block by block
+LEAVE_ONE_OUT = 3  # rows of a session
 
 
 class Device(str, Enum):
@@ -268,9 +269,38 @@ def evaluate(
         typer.Option(help='Rows with the same value of this key (speaker, session_id) share a memory.'),
     ] = None,
     learn: Learn = True,
+    adaptation: Annotated[
+        bool, typer.Option('--adaptation', help="Measure what the memory's learning does: docs/adaptation.md.")
+    ] = False,
+    clean_manifest: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help='Short clean rows, also measured with --adaptation.'),
+    ] = None,
+    leave_one_out: Annotated[
+        int, typer.Option(min=0, help='Rows of each session scored after learning from its others; --adaptation.')
+    ] = LEAVE_ONE_OUT,
+    half: Annotated[bool, typer.Option('--half', help='bf16 autocast, with --adaptation.')] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Word and character error rate of a model, or of the pred_text in a manifest."""
+    """Word and character error rate of a model, or of the pred_text in a manifest.
+
+    With --adaptation: its memory learning against frozen, carried or fresh, by position, with the memory of other
+    speakers, and the cost; --output takes the JSON, and a PNG of the same name is drawn beside it.
+    """
+    if adaptation:
+        if model is None or language_model is not None or not learn:
+            raise typer.BadParameter('--adaptation needs --model, and goes without --lm and --no-learn')
+        if output is not None and output.suffix == '.png':
+            raise typer.BadParameter(f'{output}: --output takes the JSON; the picture is drawn beside it as .png')
+        with _guarded(verbose):
+            _adaptation(
+                manifest, model, output, as_json, device, verbose,
+                session_key=session_key, clean=clean_manifest, leave_one_out=leave_one_out, batch_size=batch_size,
+                channel=channel, half=half,
+            )  # fmt: skip
+        return
+    if clean_manifest is not None or half or leave_one_out != LEAVE_ONE_OUT:
+        raise typer.BadParameter('--clean-manifest, --leave-one-out and --half need --adaptation')
     if (session_key is not None or not learn) and (model is None or language_model is not None):
         raise typer.BadParameter('--session-key and --no-learn need --model and no --lm')
     if as_json and str(output) == '-':
@@ -370,6 +400,28 @@ def _transcribed(
                     state.save(session)
                 return rows
         return transcription.transcribe(model, rows, batch_size, timestamps, channel, workers, progress)
+
+
+def _adaptation(manifest, model_file, output, as_json, device, verbose, clean, **options) -> None:
+    from nemo_lact import adaptation, transcription
+    from nemo_lact.adaptation import report
+
+    channel = options['channel']
+    rows = transcription.manifest_rows(manifest, channel)
+    clean_rows = None if clean is None else transcription.manifest_rows(clean, channel)
+    show_stage = verbose or sys.stderr.isatty()
+    with contextlib.redirect_stdout(sys.stderr):
+        model = transcription.load_model(model_file, device.value)
+        say = (lambda stage: typer.echo(f'... {stage}', err=True)) if show_stage else (lambda stage: None)
+        found = adaptation.measure(model, rows, clean_rows=clean_rows, say=say, **options)
+    found = {'manifest': str(manifest), 'model': str(model_file), 'clean_manifest': clean and str(clean), **found}
+    if as_json or str(output) == '-':
+        typer.echo(json.dumps(found))
+    else:
+        report.show(found)
+    if output is not None and str(output) != '-':
+        picture = report.write(found, output)
+        typer.echo(f'wrote {output} and {picture}', err=True)
 
 
 def _write(rows: list[dict], output: Path) -> None:

@@ -7,7 +7,8 @@
 docs/adaptation.md says what each part means; `nemo-lact evaluate --adaptation` shows it.
 """
 
+from nemo_lact.adaptation import report
 from nemo_lact.adaptation.measuring import RULES, measure
 from nemo_lact.adaptation.rates import compare
 
-__all__ = ['RULES', 'compare', 'measure']
+__all__ = ['RULES', 'compare', 'measure', 'report']

@@ -35,7 +35,8 @@ def measure(
 
     Args:
         model: NeMo CTC model with a LaCTEncoder, on any device. It is as before afterwards.
-        rows: manifest rows with `audio_filepath`, `duration`, `text`; those of a session in their order.
+        rows: manifest rows with `audio_filepath`, `duration`, `text`, those of a session in their order. In place of a
+            file a row may have `audio`: samples [n], floats from −1 to 1 at the model's rate.
         session_key: rows with the same value of this key are a session. None: the first of `SESSION_KEYS` that the
             rows have; if none, each row is a recording of its own.
         clean_rows: short clean rows, on which learning should do no harm; each is heard from a fresh start.
@@ -110,6 +111,8 @@ class _Run:
             self.session_of[session] = number
         self.several = max(map(len, self.sessions)) > 1
         self.scored = [i for i, row in enumerate(rows) if row.get('text') is not None]
+        if any(not row.get('duration') for row in rows):
+            raise ValueError("a row has no 'duration' (seconds); `transcription.manifest_rows` measures it")
         if not any(rows[i]['text'].split() for i in self.scored):
             raise ValueError(f"none of the {len(rows)} rows has a 'text' with words to compare with")
         if len(self.scored) < len(rows):
@@ -135,12 +138,11 @@ class _Run:
         self.say('frozen')
         self._score('frozen', self.arms.read(range(len(self.rows))))
         alone = [[i] for i in range(len(self.rows))]
-        if not carried:
-            self._learn('learning', alone)
-            return
-        if self.several:
+        if self.several or not carried:
             self._learn('fresh', alone)
-        else:
+        if not carried:
+            return
+        if not self.several:
             self.notes.append('each session is one row: nothing is carried, and no row is left out')
         self.donors = self._find_donors()
         self._learn('learning', self.sessions)
@@ -185,10 +187,9 @@ class _Run:
         return compare(errors, self._by_session(self.totals, only), pairs)
 
     def _rules(self) -> tuple[list[str], list[tuple[str, str]]]:
-        if 'fresh' in self.errors:
-            pairs = [('learning', 'frozen'), ('learning', 'fresh'), ('fresh', 'frozen')]
-            return ['frozen', 'fresh', 'learning'], pairs
-        return ['frozen', 'learning'], [('learning', 'frozen')]
+        rules = [rule for rule in ('frozen', 'fresh', 'learning') if rule in self.errors]
+        pairs = [('learning', 'frozen'), ('learning', 'fresh'), ('fresh', 'frozen')]
+        return rules, [pair for pair in pairs if set(pair) <= set(rules)]
 
     def overall(self) -> dict:
         return self._compare(*self._rules())
@@ -204,7 +205,7 @@ class _Run:
                 if row.get('text') is None:
                     continue
                 if self.totals[i, 0] * max(len(text.split()) for text in found) > ALIGNED_CELLS:
-                    self.notes.append(f'{row["audio_filepath"]}: too many words to align; not in the rates by position')
+                    self.notes.append(f'{_name(row, i)}: too many words to align; not in the rates by position')
                     continue
                 for rule, text in zip(rules, found):
                     errors[rule][i], words[i] = by_position(row, text, end - float(row['duration']))
@@ -291,14 +292,18 @@ def _session_key(rows: Sequence[dict], wanted: str | None) -> str | None:
     return wanted
 
 
+def _name(row: dict, number: int) -> str:
+    return f'{row["audio_filepath"]} (row {number + 1})' if 'audio_filepath' in row else f'row {number + 1}'
+
+
 def _sessions(rows: Sequence[dict], key: str | None) -> tuple[list[str], list[list[int]]]:
     """Names, and the rows of each in their order."""
     sessions: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if key is not None and row.get(key) is None:
             raise ValueError(
-                f"{row['audio_filepath']} (row {i + 1}): no '{key}', by which sessions are told apart; add it, or name "
-                f'another key with --session-key'
+                f"{_name(row, i)}: no '{key}', by which sessions are told apart; add it, or name another key with "
+                f'--session-key'
             )
         sessions.setdefault(f'row {i + 1}' if key is None else str(row[key]), []).append(i)
     return list(sessions), list(sessions.values())

@@ -25,7 +25,7 @@ def compare(errors: dict[str, np.ndarray], totals: np.ndarray, pairs: Sequence[t
     used = (totals > 0).any(axis=1) | np.any([(e > 0).any(axis=1) for e in errors.values()], axis=0)
     units = int(used.sum())
     if not units:
-        used[:1] = True  # a unit of zeros: every rate is None
+        used[:1] = True  # a unit of zeros: all is None
     errors, totals = {system: e[used] for system, e in errors.items()}, totals[used]
     rates = {
         system: {name: bootstrap.rate(e[:, i], totals[:, i])._asdict() for i, name in enumerate(names)}
@@ -36,7 +36,8 @@ def compare(errors: dict[str, np.ndarray], totals: np.ndarray, pairs: Sequence[t
         entry = {'of': system, 'to': base}
         for i, name in enumerate(names):
             a, b = errors[system][:, i], errors[base][:, i]
-            entry[f'{name}_relative'] = bootstrap.relative_difference(a, b)._asdict()
+            relative = bootstrap.relative_difference(a, b) if units else bootstrap.Estimate(None, None, None)
+            entry[f'{name}_relative'] = relative._asdict()
             entry[f'{name}_points'] = bootstrap.rate_difference(a, b, totals[:, i])._asdict()
         differences.append(entry)
     return {'units': units, 'words': int(totals[:, 0].sum()), 'rates': rates, 'differences': differences}

@@ -44,7 +44,7 @@ class Arms:
 
     Args:
         model: NeMo CTC model with a LaCTEncoder in evaluation mode; see `why_not_arms`.
-        rows: with `audio_filepath`, `duration`, maybe `offset`.
+        rows: with `audio_filepath`, `duration`, maybe `offset`; or `audio` (samples) and `duration`.
         batch_size: recordings or streams at a time; fewer where they are long.
         channel: channel to use of files with several.
         half: bf16 autocast, also on a CPU.

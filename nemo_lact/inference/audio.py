@@ -79,6 +79,27 @@ class AudioBlocks:
         self.file.close()
 
 
+class ArrayBlocks:
+    """`AudioBlocks` of samples that are in memory: [n] floats from −1 to 1, at the model's sample rate."""
+
+    def __init__(self, samples: np.ndarray):
+        self.array, self.given = np.asarray(samples), 0
+        if self.array.ndim != 1 or not len(self.array) or self.array.dtype.kind != 'f':
+            raise ValueError(f'audio is {self.array.dtype} {self.array.shape}; give floats from -1 to 1, [n], n > 0')
+        self.samples = len(self.array)
+
+    def read(self, samples: int) -> np.ndarray:
+        """As `AudioBlocks.read`."""
+        block = self.array[self.given : self.given + samples].astype(np.float32)
+        if not np.isfinite(block).all():
+            raise ValueError(f'audio has samples that are not finite among {self.given} to {self.given + len(block)}')
+        self.given += len(block)
+        return block
+
+    def close(self) -> None:
+        pass
+
+
 class Resampler:
     """Streaming resampling (soxr): the blocks' outputs, joined, are those of the whole."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from nemo_lact.inference.audio import AudioBlocks
+from nemo_lact.inference.audio import ArrayBlocks, AudioBlocks
 from nemo_lact.inference.features import FeatureBlocks, Moments
 from nemo_lact.inference.text import GreedyText
 from nemo_lact.modules import LaCTEncoder
@@ -43,7 +43,7 @@ def transcribe_blocks(
     on_seconds: Callable[[float], None] = lambda seconds: None,
     half: bool = False,
 ) -> Iterator[tuple[int, dict, LaCTState]]:
-    """Transcribe rows (`audio_filepath`, `duration`, maybe `offset`) of any length.
+    """Transcribe rows of any length: `audio_filepath`, `duration`, maybe `offset`; or `audio` (samples), `duration`.
 
     Args:
         model: NeMo CTC model with a LaCTEncoder, in evaluation mode; see `why_not_blocks`.
@@ -88,7 +88,8 @@ def _by_key(model, rows, batch_size, channel, key, learn, on_seconds, half):
     sessions: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row.get(key) is None:
-            raise ValueError(f"{row['audio_filepath']} (row {index + 1}): no '{key}', by which sessions are told apart")
+            name = row.get('audio_filepath', 'audio')
+            raise ValueError(f"{name} (row {index + 1}): no '{key}', by which sessions are told apart")
         sessions.setdefault(str(row[key]), []).append(index)
     longest_first = sorted(sessions.values(), key=len, reverse=True)
     for start in range(0, len(longest_first), batch_size):
@@ -161,9 +162,11 @@ class FeatureSource:
         for features, last, seconds in self._pass():
             yield features if self.moments is None else self.moments(features), last, seconds
 
-    def _open(self) -> list[AudioBlocks]:
+    def _open(self) -> list[AudioBlocks | ArrayBlocks]:
         return [
-            AudioBlocks(
+            ArrayBlocks(row['audio'])
+            if 'audio' in row
+            else AudioBlocks(
                 row['audio_filepath'], self.rate, self.channel, float(row.get('offset') or 0), row.get('duration')
             )
             for row in self.rows

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_models import RATE, sound
+from small_models import RATE, build, decided, sound
 
 from nemo_lact import evaluation
 from nemo_lact.adaptation import measure
@@ -81,6 +81,16 @@ def test_learning_is_carried_and_fresh_is_not(model, spoken):
     assert against['wer_points']['value'] == pytest.approx(wer['learning'] - wer['frozen'])
     assert against['wer_relative']['value'] == pytest.approx(wer['learning'] / wer['frozen'] - 1)
     assert against['wer_relative']['low'] <= against['wer_relative']['value'] <= against['wer_relative']['high']
+
+
+def test_a_streaming_model_without_normalisation(tiny, rows):
+    streams = dict(lact_mode='causal', causal_downsampling=True, att_context_style='chunked_limited')
+    model = build({**tiny, **streams, 'att_context_size': [12, 3]})
+    model.preprocessor.featurizer.normalize = None
+    found = measure(decided(model), rows, timing=False, leave_one_out=0)
+    assert measured(found, 'learning') == errors_of(rows, by_hand(model, rows, session_key='session'))
+    assert measured(found, 'learning') != measured(found, 'frozen')
+    assert found['lact_mode'] == 'causal' and found['normalize'] is None and found['notes'] == []
 
 
 def test_no_steps_no_difference(model, spoken, monkeypatch):
@@ -203,7 +213,20 @@ def test_the_result_is_json(model, rows):
     found = measure(model, rows, clean_rows=rows[:2], half=True)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found['precision'] == 'bfloat16 autocast' and found['clean']['rows'] == 2
-    assert found['clean']['differences'][0]['of'] == 'learning'
+    assert list(found['clean']['rates']) == ['frozen', 'fresh']
+
+
+def test_audio_in_memory_is_as_in_files(model, rows):
+    import soundfile
+
+    held = [{**row, 'audio': soundfile.read(row['audio_filepath'], dtype='float32')[0]} for row in rows]
+    for row in held:
+        del row['audio_filepath']
+    found, expected = (measure(model, r, clean_rows=r[:2], timing=False, leave_one_out=1) for r in (held, rows))
+    assert found == expected
+    held[3]['audio'] = (held[3]['audio'] * 32767).astype('int16')
+    with pytest.raises(ValueError, match='audio is int16'):
+        measure(model, held)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +234,7 @@ def test_the_result_is_json(model, rows):
     [
         ({}, {'session_key': 'room'}, '--session-key room'),
         ({'session': None}, {}, "no 'session'"),
+        ({'duration': None}, {}, "no 'duration'"),
         ({'text': ' '}, {'rows': 1}, "has a 'text' with words"),
         ({}, {'rows': 0}, 'no rows'),
         ({}, {'batch_size': 0}, 'batch_size=0'),
