@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from nemo_lact.modules import LaCTEncoder
+from nemo_lact.modules import LaCTEncoder, wavefront
 from nemo_lact.state import LaCTState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
@@ -106,3 +106,28 @@ def test_state_travels(pair, tmp_path, contract):
     for other in (state.to('cpu').to('cuda'), LaCTState.load(tmp_path / 'x.safetensors', device='cuda')):
         for a, b in zip((*state.weights, *state.momentum), (*other.weights, *other.momentum)):
             contract('state GPU → CPU → GPU and disk (exact)', (a - b).abs().max(), 0.0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_all_layers_at_once_follow_fp32(pair, contract, dtype):
+    encoder = pair[1].eval()
+    signal, lengths = torch.randn(3, 80, 6000).cuda(), torch.tensor([6000, 3333, 0]).cuda()
+    with torch.no_grad():
+        truth, n, after = encoder.forward_with_state(signal, lengths)
+        encoder.config.segment_frames = 64
+        errors = {}
+        for choice in ('off', 'auto', 'auto'):  # the second time the recorded step is there already
+            wavefront.use_wavefront(choice)
+            with torch.autocast('cuda', dtype=dtype):
+                assert (wavefront.why_not_wavefront(encoder, 24) is None) == (choice == 'auto')
+                out, _, state = encoder.forward_with_state(signal, lengths)
+            assert out.isfinite().all() and out.shape == truth.shape
+            for row in (0, 1):
+                error = relative(out[row, :, : n[row]], truth[row, :, : n[row]])
+                errors[choice] = max(errors.get(choice, 0), error)
+            for a, b in zip(state.weights, after.weights):
+                errors[f'{choice} memory'] = max(errors.get(f'{choice} memory', 0), relative(a, b))
+    contract(f'{str(dtype)[6:]}, layer by layer = fp32 on GPU (relative)', errors['off'], 5e-2)
+    contract(f'{str(dtype)[6:]}, all layers at once = fp32 on GPU (relative)', errors['auto'], 5e-2)
+    # The memory's own error hangs on the dtype; all layers at once must not have more.
+    contract('memory, all layers at once, against layer by layer', errors['auto memory'] / errors['off memory'], 1.5)

@@ -12,21 +12,10 @@ In NeMo's caches a fresh stream is zeros, and the batch is dimension 1:
 import torch
 from nemo.collections.asr.models.configs import CacheAwareStreamingConfig
 from nemo.collections.asr.parts.mixins.streaming import StreamingEncoder
-from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
 from torch import Tensor
 
 from nemo_lact.modules.streaming import CONTEXT, StreamingMixin, changed, rows_at
 from nemo_lact.state import LaCTState
-
-
-class FrontEnd(ConvSubsampling):
-    """NeMo's, but a stream may end with any number of feature frames.
-
-    A causal front end makes an encoder frame of them, which NeMo's CacheAwareStreamingAudioBuffer would drop.
-    """
-
-    def get_sampling_frames(self) -> list[int]:
-        return [1, 1]
 
 
 class CacheAwareMixin(StreamingMixin, StreamingEncoder):

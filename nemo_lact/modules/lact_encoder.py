@@ -23,9 +23,11 @@ from nemo.core.neural_types import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nemo_lact.modules.cache_aware import CacheAwareMixin, FrontEnd
+from nemo_lact.modules.cache_aware import CacheAwareMixin
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import MemoryState, memory_of, stacked
+from nemo_lact.modules.front_end import FrontEnd
+from nemo_lact.modules.kept import versions
 from nemo_lact.modules.lact_layer import LaCTLayer
 from nemo_lact.modules.pauses import ChunkLayout, borders_of, frame_energy, layout
 from nemo_lact.modules.segments import SegmentedPass
@@ -177,7 +179,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         """Short hash of the memory's sizes and initial weights: a state fits the model it was made with."""
         weights = [p for layer in self.layers for p in _memory_parameters(layer)]
         # Hashing reads all of them from the device: once, until a parameter is changed or moved.
-        now = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
+        now = versions(weights)
         if self._fingerprint is None or self._fingerprint[0] != now:
             digest = hashlib.sha256()
             for layer in self.layers:

@@ -3,6 +3,7 @@
 Every layer is a queue. It holds the frames whose right context (attention window, convolution, the rest of a memory
 chunk) is not there yet, and the left context of those to come; what is complete goes on to the next layer. So a
 segment comes out some chunks later than it went in, and nothing is computed from less context than in a whole pass.
+On a GPU, wavefront.py does the layers' part with all of them at once.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from nemo_lact.modules.fast_weights import MemoryState
 from nemo_lact.modules.lact_layer import LaCTLayer
 from nemo_lact.modules.pauses import ChunkLayout, frame_energy, layout, next_border
+from nemo_lact.modules.wavefront import Wavefront, why_not_wavefront
 from nemo_lact.ops import rotary_tables
 
 MARGIN = 3  # encoder frames of context given to the front end on both sides; its convolutions see less than one
@@ -142,6 +144,10 @@ class SegmentedPass:
         self.learn = torch.ones_like(length, dtype=torch.bool)[:, None] if learn is None else learn[:, None]
         self.offset = offset
         self.layers = [_LayerPass(layer, self, state) for layer, state in zip(encoder.layers, states)]
+        chunks = -(-int(self.frames.max()) // self.chunk) if length.size(0) else 0
+        self.wave = None  # all layers at once, instead of self.layers
+        if why_not_wavefront(encoder, chunks) is None:
+            self.wave = Wavefront(encoder, self.frames, states, learn, offset)
         self.features: Tensor | None = None  # [B, F, .] from feature frame `base` on
         self.base = self.encoded = self.waiting_frames = 0
         self.tolerance = self.config.lact_chunk_tolerance
@@ -154,7 +160,7 @@ class SegmentedPass:
 
     @property
     def layer_states(self) -> list[MemoryState]:
-        return [layer.state for layer in self.layers]
+        return [layer.state for layer in self.layers] if self.wave is None else self.wave.states()
 
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.offset is not None:
@@ -260,6 +266,8 @@ class SegmentedPass:
         return y
 
     def _through_layers(self, x: Tensor, last: bool, lane: torch.cuda.Stream | None = None) -> Tensor:
+        if self.wave is not None:
+            return self.encoder.head(self.wave.feed(x, last)).transpose(1, 2)
         for layer in self.layers:
             if lane is not None:
                 layer.take_turn(lane)
@@ -272,7 +280,7 @@ class SegmentedPass:
         """Lets a GPU work on several segments at once, each in a lower layer than the one before: the memory's steps,
         one after the other and small, then run beside the large products. Results are there after `join`.
         """
-        if self.length.is_cuda:
+        if self.length.is_cuda and self.wave is None:
             device = self.length.device
             if device not in _lanes:
                 _lanes[device] = [torch.cuda.Stream(device) for _ in range(LANES)]

@@ -22,14 +22,15 @@ from nemo_lact.ops.rotary import rotary_tables, rotate
 from nemo_lact.ops.streaming import Pending, lact_swiglu_step, settle
 
 try:
-    from nemo_lact.ops import fast
+    from nemo_lact.ops import fast, fast_steps, triton_pieces
 except ImportError:  # no Triton
-    fast = None
+    fast = fast_steps = triton_pieces = None
 
 __all__ = [
     'FastWeights',
     'Pending',
     'cached_attention',
+    'implementation',
     'lact_swiglu',
     'lact_swiglu_frozen',
     'lact_swiglu_reference',
@@ -58,6 +59,11 @@ def use_implementation(name: str) -> None:
     if name not in ('auto', 'reference', 'fast'):
         raise ValueError(f"implementation '{name}' of the memory; choose 'auto', 'reference' or 'fast'")
     _IMPLEMENTATION = name
+
+
+def implementation() -> str:
+    """What `use_implementation` was last given."""
+    return _IMPLEMENTATION
 
 
 def why_not_fast(q: Tensor, eta: Tensor, weights: FastWeights, mode: str = 'bidirectional') -> str | None:

@@ -61,7 +61,7 @@ def cached_attention(
     """
     keys = torch.arange(k.size(2), device=q.device)
     own = keys[k.size(2) - q.size(2) :]
-    mask = valid[:, None, None, :] & _in_window(own, keys, left, right, chunk)  # [B, 1, n, L + n]
+    mask = valid[:, None, None, :] & window_mask(own, keys, left, right, chunk)  # [B, 1, n, L + n]
     mask = mask | (own[:, None] == keys[None, :])  # as in _dense
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -74,12 +74,12 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, left: int, right: int
         mask = mask | ~mask.any(dim=-1, keepdim=True)
     else:
         t = torch.arange(q.size(2), device=q.device)
-        mask = valid[:, None, None, :] & _in_window(t, t, left, right, chunk)  # [B, 1, T, T]
+        mask = valid[:, None, None, :] & window_mask(t, t, left, right, chunk)  # [B, 1, T, T]
         mask = mask | (t[:, None] == t[None, :])  # a padding query sees itself: without any key it would be NaN
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
-def _in_window(query: Tensor, key: Tensor, left: int, right: int, chunk: int) -> Tensor:
+def window_mask(query: Tensor, key: Tensor, left: int, right: int, chunk: int) -> Tensor:
     """[Q, K] bool from positions [Q] and [K]."""
     if chunk > 0:
         query, key = query // chunk, key // chunk
@@ -115,7 +115,7 @@ def _blocks(
     key_valid = key_valid.reshape(batch * n, 1, 1, -1)
     own = torch.arange(block, device=q.device) + before * block
     keys = torch.arange((before + 1 + after) * block, device=q.device)
-    mask = key_valid & _in_window(own, keys, left, right, chunk)  # [B * n, 1, block, K]
+    mask = key_valid & window_mask(own, keys, left, right, chunk)  # [B * n, 1, block, K]
     mask = mask | (own[:, None] == keys[None, :])  # as in _dense
 
     out = F.scaled_dot_product_attention(query, neighbours(k), neighbours(v), attn_mask=mask, dropout_p=dropout_p)

@@ -60,16 +60,19 @@ class _Sizes:
 
 
 def _update(sizes: _Sizes, gradient, momentum, weights, lengths, mu, frames, index, chunk, muon, outs) -> None:
-    """One step of all matrices; writes new momentum, weights, their copy for products, and row ratios to `outs`."""
-    heads = lengths.size(0)
+    """One step of all matrices; writes new momentum, weights, their copy for products, and row ratios to `outs`.
+
+    lengths: [H, 3, d], or [B, H, 3, d] where rows are of different layers.
+    """
+    heads = lengths.size(-3)
     rows = frames.size(0) * heads
     m_new, w_new, half, ratio = outs
     fused = sizes.width <= FUSED_WIDTH
     old = m_new if momentum is None else momentum
     arguments = (
         gradient, old, weights, lengths, mu[:, :, index], frames[:, index], m_new, w_new, half, ratio,
-        heads, _stride(weights), _stride(old), gradient.stride(0), mu.stride(0), mu.stride(1), frames.stride(0),
-        1 / chunk,
+        heads, _stride(weights), _stride(old), lengths.stride(0) if lengths.dim() == 4 else 0, gradient.stride(0),
+        mu.stride(0), mu.stride(1), frames.stride(0), 1 / chunk,
     )  # fmt: skip
     options = dict(SPLITS=gradient.size(0), MOMENTUM=momentum is not None)
     if muon and sizes.hopper:
@@ -247,10 +250,11 @@ def _newton_schulz_backward(sizes: _Sizes, x: Tensor, d: Tensor) -> Tensor:
     return d
 
 
-def _read(sizes: _Sizes, q: Tensor, halves: Tensor, steps: int, chunk: int) -> Tensor:
-    """f_W(q) with the weights of each chunk; laid out so that [B, T, H · d] is a view."""
+def _read(sizes: _Sizes, q: Tensor, halves: Tensor, steps: int, chunk: int, out: Tensor | None = None) -> Tensor:
+    """f_W(q) with the weights of each chunk; laid out so that [B, T, H · d] is a view, or in `out` [B, H, T, d]."""
     batch, heads, total, width = q.shape
-    out = q.new_empty((batch, total, heads, width)).transpose(1, 2)
+    if out is None:
+        out = q.new_empty((batch, total, heads, width)).transpose(1, 2)
     if steps == 0:
         return out
     grid = (triton.cdiv(min(chunk, total), sizes.read['BLOCK_T']), steps, batch * heads)

@@ -141,7 +141,7 @@ def _newton_schulz_step(x, a, p, step, NT: gl.constexpr, mma: gl.constexpr):
 @gluon.jit
 def update_kernel(
     g_ptr, m_ptr, w_ptr, len_ptr, mu_ptr, frames_ptr, m_out_ptr, w_out_ptr, half_ptr, ratio_ptr,
-    heads, w_b, m_b, split_stride, mu_b, mu_h, frames_b, inverse_chunk,
+    heads, w_b, m_b, len_b, split_stride, mu_b, mu_h, frames_b, inverse_chunk,
     D: gl.constexpr, NT: gl.constexpr, SPLITS: gl.constexpr, MOMENTUM: gl.constexpr,
 ):  # fmt: skip
     """As update_kernel of triton_forward.py with MUON, 4 warps."""
@@ -201,7 +201,7 @@ def update_kernel(
             new = gl.load(w_ptr + from_w + within, mask=inside, other=0.0)
             new += gain * x.index(i * NT + j).load(mma).to(gl.float32)
             row_squares += gl.sum(new * new, 1)
-        length = gl.load(len_ptr + (h * 3 + which) * D + rows, mask=rows < D, other=0.0)
+        length = gl.load(len_ptr + b * len_b + (h * 3 + which) * D + rows, mask=rows < D, other=0.0)
         ratio = gl.where(learn, length / gl.sqrt(row_squares + 1e-12), 1.0)
         gl.store(ratio_ptr + (bh * 3 + which) * D + rows, ratio, mask=rows < D)
         for j in range(NT):

@@ -56,6 +56,16 @@ def lact_swiglu_step(
     piece = (filled[:, None] + torch.arange(q.size(2), device=q.device)) // chunk_size  # [B, T]: which chunk
     if last_filled is None:
         last_filled = int((filled + frames).max())
+    if last_filled >= chunk_size and q.size(0) > 1 and not torch.jit.is_tracing():
+        rows = (filled + frames >= chunk_size).nonzero()[:, 0]
+        if rows.numel() < q.size(0):  # a step of the memory is dear: only for the streams that come to it
+            given = (q, k, v, eta, mu, valid, weights, momentum)
+            sizes = (chunk_size, use_muon, use_momentum)
+            every = lact_swiglu_step(*given, lengths, pending, filled, *sizes, chunk_size - 1)
+            few = lact_swiglu_step(
+                *(_at(x, rows) for x in given), lengths, _at(pending, rows), filled[rows], *sizes, last_filled
+            )
+            return tuple(_put(x, rows, y) for x, y in zip(every, few))
     out = None
     gradient, mu_sum = pending
     with torch.autocast(device_type=q.device.type, enabled=False):
@@ -78,6 +88,18 @@ def lact_swiglu_step(
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
             mu_sum = mu_sum * fresh.to(mu_sum.dtype)
     return out, weights, momentum, Pending(gradient, mu_sum)
+
+
+def _at(x, rows: Tensor):
+    """Rows of a tensor, or of all in a named tuple."""
+    return x[rows] if isinstance(x, Tensor) else type(x)(*(_at(part, rows) for part in x))
+
+
+def _put(x, rows: Tensor, new):
+    """x with `new` in these rows."""
+    if isinstance(x, Tensor):
+        return x.index_copy(0, rows, new)
+    return type(x)(*(_put(part, rows, other) for part, other in zip(x, new)))
 
 
 def settle(

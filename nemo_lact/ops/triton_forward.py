@@ -200,13 +200,13 @@ def _move_rows(
 @triton.jit
 def update_kernel(
     g_ptr, m_ptr, w_ptr, len_ptr, mu_ptr, frames_ptr, m_out_ptr, w_out_ptr, half_ptr, ratio_ptr,
-    heads, w_b, m_b, split_stride, mu_b, mu_h, frames_b, inverse_chunk,
+    heads, w_b, m_b, len_b, split_stride, mu_b, mu_h, frames_b, inverse_chunk,
     D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, MUON: tl.constexpr, MOMENTUM: tl.constexpr,
 ):  # fmt: skip
     """One matrix a program: M <- Σ g + μ M, orthogonalised, W <- rows of W + M scaled back to their length.
 
     Grid (B·H, 3); g [splits, B·H, 3, d, d], outputs [B·H, 3, d, d] fp32 (half: the products' dtype),
-    w, m [B or 1, H, 3, d, d], len [H, 3, d], ratio [B·H, 3, d], mu [B, H], frames [B] of the chunk. d ≤ 3 · BLOCK.
+    w, m [B or 1, H, 3, d, d], len [H, 3, d] (or [B, H, 3, d]), ratio [B·H, 3, d], mu [B, H], frames [B] of the chunk. d ≤ 3 · BLOCK.
     """
     bh, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
@@ -233,7 +233,7 @@ def update_kernel(
     tl.debug_barrier()  # other threads of this program wrote what is read now
     m = m_out_ptr + own
     w = w_ptr + b * w_b + (h * 3 + which) * D * D
-    length = len_ptr + (h * 3 + which) * D
+    length = len_ptr + b * len_b + (h * 3 + which) * D
     out, half, ratio = w_out_ptr + own, half_ptr + own, ratio_ptr + (bh * 3 + which) * D
     if MUON:
         inverse = 256.0 / tl.sqrt(tl.sum(squares, 0) + 1e-14)

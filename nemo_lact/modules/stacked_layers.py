@@ -1,0 +1,112 @@
+"""The parameters of equal layers side by side, [L, ...], for a pass that works on all of them in one product."""
+
+import torch
+from torch import Tensor
+
+from nemo_lact.modules.kept import KeptFor, versions
+from nemo_lact.ops import FastWeights
+
+_kept = KeptFor()
+
+
+def stacked_layers(encoder, dtype: torch.dtype) -> 'StackedLayers':
+    """Of the encoder's layers in the products' dtype; made anew when a parameter was changed or moved."""
+    key = dtype, *versions([*encoder.layers.parameters(), *encoder.layers.buffers()])
+    return _kept.get(encoder, key, lambda: StackedLayers(encoder.layers, dtype))
+
+
+class StackedLayers:
+    """All that L layers learned, as [L, ...] tensors: matrices [L, in, out] in `dtype`, the rest fp32.
+
+    A LayerNorm is part of the linear layer after it: W (n ⊙ g + b) = (W ⊙ g) n + W b for normed n. The projection
+    of the mixer has queries, keys and values first, then step sizes, momentum gate and read gate of the memory, and
+    zeros up to a multiple of 64 columns.
+    """
+
+    def __init__(self, layers, dtype: torch.dtype):
+        self.dtype = dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        with torch.inference_mode(False), torch.no_grad():
+            self._take(list(layers))
+
+    def _take(self, layers) -> None:
+        mixers = [layer.mixer for layer in layers]
+        memories = [mixer.memory for mixer in mixers]
+        first = memories[0]
+        self.eps = layers[0].norm_mixer.eps
+        self.steps = first.lr_proj.out_features
+        self.has_momentum = first.momentum_proj is not None
+        self.project, self.project_bias = self._folded([layer.norm_mixer for layer in layers], [
+            [mixer.qkv, mixer.memory.lr_proj, mixer.memory.momentum_proj, mixer.memory.gate_proj] for mixer in mixers
+        ])  # fmt: skip
+        self.q_norm = self._stack([mixer.q_norm.weight for mixer in mixers])  # [L, width]
+        self.k_norm = self._stack([mixer.k_norm.weight for mixer in mixers])
+        self.norm_eps = mixers[0].q_norm.eps
+        self.scale = self._stack([memory.qk_scale for memory in memories])  # [L, 2, D]
+        self.offset = self._stack([memory.qk_offset for memory in memories])
+        self.read_norm = self._stack([memory.norm.weight for memory in memories])  # [L, d]
+        self.lr_base = first.lr_base
+        own = [memory.initial_weights() for memory in memories]
+        self.initial = FastWeights(*(torch.stack(w).clone() for w in zip(*own)))  # [L, H, ., .]
+        self.out, self.out_bias = self._linear([mixer.out for mixer in mixers])
+        self.ff1 = self._feed_forward(layers, 'norm_ff1', 'ff1')
+        self.ff2 = self._feed_forward(layers, 'norm_ff2', 'ff2')
+        self.conv = None if layers[0].conv is None else self._convolution(layers)
+
+    def _stack(self, tensors) -> Tensor:
+        return torch.stack([t.detach().to(self.wide) for t in tensors])
+
+    def _linear(self, linears, scale: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """[L, in, out], and [L, 1, out] or None."""
+        weight = self._stack([linear.weight.squeeze(-1).t() for linear in linears]) * scale
+        bias = None
+        if linears[0].bias is not None:
+            bias = (self._stack([linear.bias for linear in linears]) * scale)[:, None].to(self.dtype)
+        return weight.to(self.dtype).contiguous(), bias
+
+    def _folded(self, norms, groups) -> tuple[Tensor, Tensor]:
+        """Norm and the linear layers that take its result: [L, in, out] and, fp32, [L, out]."""
+        weights, biases = [], []
+        for norm, linears in zip(norms, groups):
+            linears = [linear for linear in linears if linear is not None]
+            weight = torch.cat([linear.weight.squeeze(-1).to(self.wide) for linear in linears])  # [out, in]
+            bias = weight @ norm.bias.to(self.wide)
+            own = [linear.weight.new_zeros(linear.weight.size(0)) if linear.bias is None else linear.bias
+                   for linear in linears]  # fmt: skip
+            biases.append(bias + torch.cat(own).to(self.wide))
+            weights.append((weight * norm.weight.to(self.wide)).t())
+        extra = -weights[0].size(1) % 64
+        weight = torch.nn.functional.pad(torch.stack(weights), (0, extra))
+        return weight.to(self.dtype).contiguous(), torch.nn.functional.pad(torch.stack(biases), (0, extra))
+
+    def _feed_forward(self, layers, norm: str, name: str):
+        """(gate and up [L, D, 2F], its bias [L, 2F], down [L, F, D], its bias or None), the scale in `down`."""
+        if getattr(layers[0], name) is None:
+            return None
+        parts = [getattr(layer, name) for layer in layers]
+        up, up_bias = self._folded([getattr(layer, norm) for layer in layers], [[part.gate_up] for part in parts])
+        width = 2 * parts[0].down.in_features
+        up, up_bias = up[..., :width].contiguous(), up_bias[:, :width].contiguous()
+        return up, up_bias, *self._linear([part.down for part in parts], layers[0].ff_scale)
+
+    def _convolution(self, layers) -> dict:
+        convs = [layer.conv for layer in layers]
+        first = convs[0]
+        width = 2 * first.d_model
+        into, into_bias = self._folded([layer.norm_conv for layer in layers], [[conv.pointwise_conv1] for conv in convs])
+        out, out_bias = self._linear([conv.pointwise_conv2 for conv in convs])
+        depth = torch.cat([conv.depthwise_conv.weight for conv in convs]).to(self.dtype)  # [L · D, 1, kernel]
+        depth_bias = None
+        if first.depthwise_conv.bias is not None:
+            depth_bias = torch.cat([conv.depthwise_conv.bias for conv in convs]).to(self.dtype)
+        norms = [conv.batch_norm for conv in convs]
+        scale, shift = self._stack([n.weight for n in norms]), self._stack([n.bias for n in norms])  # [L, D]
+        layer_norm = first.norm_type == 'layer_norm'
+        if not layer_norm:  # batch norm in evaluation: two numbers a channel
+            scale = scale * torch.rsqrt(self._stack([n.running_var for n in norms]) + norms[0].eps)
+            shift = shift - scale * self._stack([n.running_mean for n in norms])
+        return dict(
+            into=into[..., :width].contiguous(), into_bias=into_bias[:, :width].contiguous(), out=out,
+            out_bias=out_bias, depth=depth, depth_bias=depth_bias, scale=scale, shift=shift,
+            layer_norm=norms[0].eps if layer_norm else None,
+        )  # fmt: skip

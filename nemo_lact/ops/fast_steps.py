@@ -1,0 +1,65 @@
+"""The fast memory one chunk at a time, in place: for many streams or layers whose chunks come one after the other."""
+
+import torch
+from torch import Tensor
+
+from nemo_lact.ops.fast_passes import FUSED_WIDTH, _read, _Sizes, _update, chunk_gradient_kernel
+from nemo_lact.ops.fast_weights import FastWeights
+
+
+def _packed(weights: FastWeights) -> Tensor:
+    return torch.stack((weights.w0, weights.w2, weights.w1), dim=-3).contiguous()  # [..., 3, d, d]
+
+
+class FastChunks:
+    """Weights and momentum of R rows, moved by `learn` and read by `read`.
+
+    Args:
+        lengths: row lengths of the initial weights, [R, H, d, 1] each: every row may be of another layer.
+        chunk: frames of a chunk.
+    """
+
+    def __init__(self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool):
+        self.lengths = _packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
+        rows, heads, _, width = self.lengths.shape
+        self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
+        self.sizes = _Sizes(width, self.lengths.device)
+        shape = (rows, heads, 3, width, width)
+        self.grid, self.tiles = self.sizes.shares(rows * heads, chunk)
+        self.weights, self.momentum = self.lengths.new_zeros(shape), self.lengths.new_zeros(shape)
+        self.gradient = self.lengths.new_empty((self.grid[2], *shape))
+        self.halves = torch.zeros((1, *shape), dtype=self.sizes.products, device=self.lengths.device)
+        self.ratio = self.lengths.new_empty(shape[:-1])
+        # In place: a program reads each number of its matrix before it writes it. Wider ones take several launches.
+        self.moved = self.weights if width <= FUSED_WIDTH or not use_muon else torch.empty_like(self.weights)
+
+    def start(self, weights: FastWeights, momentum: FastWeights) -> None:
+        """From these on, [R, H, d, d] each."""
+        self.weights.copy_(_packed(weights))
+        self.momentum.copy_(_packed(momentum))
+        self.halves[0].copy_(self.weights)
+
+    def state(self) -> tuple[FastWeights, FastWeights]:
+        """Weights and momentum [R, H, d, d]: views."""
+        return tuple(FastWeights(x[:, :, 0], x[:, :, 2], x[:, :, 1]) for x in (self.weights, self.momentum))
+
+    def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
+        """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] its mean gate, valid [R, C], frames [R] int32."""
+        rows, heads, total = k.shape[:3]
+        w, m = self.weights, self.momentum
+        chunk_gradient_kernel[self.grid](
+            k, v, eta, valid, w, self.gradient, self.gradient, heads, total, 0, total,
+            *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), w.stride(0), self.gradient.stride(0),
+            STEPS=self.tiles, KEEP=False, **self.sizes.gemm,
+        )  # fmt: skip
+        outs = (m, self.moved, self.halves[0], self.ratio)
+        _update(
+            self.sizes, self.gradient, m if self.momentous else None, w, self.lengths, mu[:, :, None],
+            frames[:, None], 0, self.chunk, self.muon, outs,
+        )  # fmt: skip
+        if self.moved is not w:
+            w.copy_(self.moved)
+
+    def read(self, q: Tensor, out: Tensor) -> None:
+        """f_W(q) of q [R, H, C, d], with the weights as they stand, to `out`."""
+        _read(self.sizes, q, self.halves, 1, self.chunk, out)

@@ -1,0 +1,98 @@
+"""What lies between the products of a block: the kernels against plain torch. On a GPU, or in Triton's interpreter."""
+
+import pytest
+import torch
+
+pytest.importorskip('triton')
+
+from nemo_lact.ops import pieces, triton_pieces, window_attention  # noqa: E402
+from nemo_lact.ops.attention import triton_attention  # noqa: E402
+from nemo_lact.ops.chunks import ReferenceChunks  # noqa: E402
+from nemo_lact.ops.fast_steps import FastChunks  # noqa: E402
+from nemo_lact.ops.fast_weights import FastWeights, row_length  # noqa: E402
+
+GPU = torch.cuda.is_available()
+if not GPU and not triton_attention.INTERPRETED:
+    pytest.skip('needs a CUDA GPU, or TRITON_INTERPRET=1 from the start', allow_module_level=True)
+DEVICE = 'cuda' if GPU else 'cpu'
+DTYPE = torch.bfloat16
+LAYERS, BATCH, FRAMES = 2, 2, 21
+ROWS = LAYERS * BATCH
+
+
+def randn(*shape):
+    return torch.randn(*shape, device=DEVICE)
+
+
+def error(a, b):
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+@pytest.mark.parametrize('heads, memory_heads, width, momentum', [(6, 2, 72, True), (2, 4, 48, False)])
+def test_projection_is_taken_apart(contract, heads, memory_heads, width, momentum):
+    sizes = pieces.Sizes(heads, memory_heads, 3 * memory_heads, momentum, 10000.0, False, -6.9, 1e-6)
+    columns = 3 * width + 64
+    p, bias = randn(ROWS, FRAMES, columns).to(DTYPE), randn(LAYERS, columns)
+    norms = [1 + 0.1 * randn(LAYERS, width // heads) for _ in range(2)]
+    scale, offset = 1 + 0.1 * randn(LAYERS, 2, width), 0.1 * randn(LAYERS, 2, width)
+    start = torch.tensor([512, 0, 450_000, -512], device=DEVICE)
+    results = []
+    for module in (pieces, triton_pieces):
+        held = [torch.full((ROWS, FRAMES + 5, width), 7.0, dtype=DTYPE, device=DEVICE) for _ in range(3)]
+        gate = torch.full((ROWS, FRAMES + 5, memory_heads), 7.0, device=DEVICE)
+        to = tuple(x[:, 5:] for x in (*held, gate))
+        out = module.split_projection(p, bias, *norms, scale, offset, start, sizes, to)
+        assert all((x[:, :5] == 7).all() for x in (*held, gate))  # what stands before is left alone
+        results.append([*to, *out])
+    for name, a, b in zip(('q', 'k', 'v', 'gate', 'memory q', 'memory k', 'memory v', 'eta', 'mu'), *results):
+        assert a.shape == b.shape, name
+        contract('pieces: projection (bf16)', error(b, a) if a.any() else b.abs().max(), 1e-2)
+
+
+def test_read_is_added(contract):
+    near, gate, norm = randn(ROWS, FRAMES, 48).to(DTYPE), randn(ROWS, 2 * FRAMES, 3)[:, FRAMES:], 1 + 0.1 * randn(LAYERS, 16)
+    read = randn(ROWS, 2 * FRAMES, 48).to(DTYPE)[:, FRAMES:]
+    a, b = (module.add_read(near, read, gate, norm, 1e-6) for module in (pieces, triton_pieces))
+    contract('pieces: gated read (bf16)', error(b, a), 1e-2)
+
+
+def test_swiglu(contract):
+    x, bias = randn(LAYERS, 13, 2 * 24).to(DTYPE), randn(LAYERS, 2 * 24)
+    contract('pieces: swiglu (bf16)', error(triton_pieces.swiglu(x, bias), pieces.swiglu(x, bias)), 1e-2)
+
+
+def test_attention_of_the_last_frames(contract):
+    q, k, v = (randn(2, 90, 2, 24).to(DTYPE).transpose(1, 2) for _ in range(3))
+    valid = torch.arange(90, device=DEVICE) >= torch.tensor([0, 30], device=DEVICE)[:, None]
+    whole = window_attention(q.float(), k.float(), v.float(), valid, 20, 8)
+    part = triton_attention.window_forward(q[:, :, 40:70], k, v, valid, 20, 8, ahead=40)
+    contract('attention kernel = torch in fp32 (bf16)', error(part, whole[:, :, 40:70]), 1e-2)
+
+
+@pytest.mark.parametrize('width', [64, 192, 256] if GPU else [19])
+@pytest.mark.parametrize('muon, momentum', [(True, True), (True, False), (False, True)])
+def test_chunks_in_place(contract, width, muon, momentum):
+    heads, chunk, unit = 2 if GPU else 1, 2 * width, torch.nn.functional.normalize
+    initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
+    lengths = FastWeights(*(row_length(w) for w in initial))
+    both = [cls(lengths, chunk, muon, momentum) for cls in (ReferenceChunks, FastChunks)]
+    for memory in both:
+        memory.start(FastWeights(*(w.clone() for w in initial)), FastWeights(*(torch.zeros_like(w) for w in initial)))
+    for valid_frames in ([chunk, chunk, 0, chunk], [chunk, chunk, chunk, chunk]):
+        q, k, v = (unit(randn(ROWS, chunk, heads, width), dim=-1).to(DTYPE).transpose(1, 2) for _ in range(3))
+        frames = torch.tensor(valid_frames, dtype=torch.int32, device=DEVICE)
+        valid = torch.arange(chunk, device=DEVICE) < frames[:, None]
+        eta, mu = 0.001 * (1 + torch.rand(ROWS, heads, chunk, 3, 1, device=DEVICE)), torch.rand(ROWS, heads, device=DEVICE)
+        outs = []
+        for memory in both:
+            before = memory.state()[0].w0.clone()
+            float_first = (lambda x: x.float()) if memory is both[0] else (lambda x: x)
+            memory.learn(float_first(k), float_first(v), eta, mu, valid, frames)
+            out = torch.empty(ROWS, heads, chunk, width, device=DEVICE, dtype=torch.float32 if memory is both[0] else DTYPE)
+            memory.read(float_first(q), out)
+            outs.append(out)
+            still = frames == 0
+            assert torch.equal(memory.state()[0].w0[still], before[still])
+        contract('memory chunk by chunk = reference: read (bf16)', error(outs[1], outs[0]), 2e-2)
+    for a, b in zip([*both[1].state()[0]], [*both[0].state()[0]]):
+        contract('memory chunk by chunk = reference: weights (bf16)', error(a, b), 2e-2)
