@@ -136,11 +136,11 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
 
     def _pack(self, state: LaCTState) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = state.attention
-        memory = [*state.weights, *state.momentum, *state.pending]
-        flat = torch.cat([t.flatten(2) for t in memory], dim=2)  # [n_layers, B, numbers]
-        spare = -flat.size(2) % self.d_model
-        flat = torch.cat([flat, torch.zeros_like(flat[:, :, :spare])], dim=2)
-        channel = torch.cat([keys, values, flat.unflatten(2, (-1, self.d_model))], dim=2)
+        parts = [t.flatten(2) for t in (keys, values, *state.weights, *state.momentum, *state.pending)]
+        spare = -sum(t.size(2) for t in parts) % self.d_model
+        if spare:
+            parts.append(torch.zeros_like(parts[2][:, :, :spare]))
+        channel = torch.cat(parts, dim=2).unflatten(2, (-1, self.d_model))  # copied once: many streams are many GB
         time = state.convolution[0].transpose(2, 3) if state.convolution else keys.new_zeros(
             self.n_layers, keys.size(1), self.d_model, 0
         )
