@@ -6,6 +6,7 @@ comparison (percentile bootstrap, fixed seed).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,14 +74,20 @@ def paired(statistic, columns: Sequence[Sequence[int]], confidence: float, resam
     units = table.shape[1]
     if units < 2 or value is None:
         return Estimate(value, None, None)
-    rng, found = np.random.default_rng(SEED), []
-    block = max(1, BLOCK // units)
+    found, block = [], max(1, BLOCK // units)
     for start in range(0, resamples, block):
-        drawn = rng.multinomial(units, np.full(units, 1 / units), size=min(block, resamples - start))
-        found.append(_of(statistic, table @ drawn.T))  # [columns, block] sums
+        drawn = _draws(units, start, min(block, resamples - start))
+        found.append(_of(statistic, table @ drawn.astype(np.float64)))  # of [columns, block] sums
     tail, found = (1 - confidence) / 2, np.concatenate(found)
     low, high = np.quantile(found[~np.isnan(found)], [tail, 1 - tail], method='inverted_cdf')
     return Estimate(value, _finite(low), _finite(high))
+
+
+@lru_cache(maxsize=16)  # drawing takes longer than all else, and many comparisons are of the same units
+def _draws(units: int, start: int, count: int) -> np.ndarray:
+    """How often each unit is drawn, [units, count], from resample `start` on."""
+    rng = np.random.default_rng((SEED, start))
+    return rng.multinomial(units, np.full(units, 1 / units), size=count).T.astype(np.uint16)
 
 
 def _table(columns) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nemo_lact import bootstrap
 from nemo_lact.bootstrap import Estimate, paired, rate, rate_difference, relative_difference
 
 
@@ -77,10 +78,13 @@ def test_bad_values_are_named(columns, options, message):
 
 
 def test_many_units_are_drawn_in_blocks(monkeypatch):
-    import nemo_lact.bootstrap as bootstrap
-
     rng = np.random.default_rng(4)
     errors, words = rng.integers(0, 9, 500), np.full(500, 40)
     whole = rate(errors, words)
     monkeypatch.setattr(bootstrap, 'BLOCK', 50_000)
-    assert paired(lambda e, w: e / w, (errors, words), 0.95, bootstrap.RESAMPLES) == whole
+    drawn = []
+    statistic = lambda e, w: drawn.append(e) or e / w  # noqa: E731
+    parts = paired(statistic, (errors, words), 0.95, bootstrap.RESAMPLES)
+    blocks = drawn[1:]  # after the value itself
+    assert [len(b) for b in blocks] == [100] * 40 and len(np.unique(np.concatenate(blocks))) > 300
+    assert parts.low == pytest.approx(whole.low, rel=0.02) and parts.high == pytest.approx(whole.high, rel=0.02)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nemo_lact.adaptation.rates import BORDERS, by_position, compare
+from nemo_lact.adaptation.sessions import donors, grouped, name_of, shared_key
+from nemo_lact.adaptation.sessions import session_key as session_key_of
 from nemo_lact.evaluation import count
 
-SESSION_KEYS = ('session', 'session_id', 'speaker')  # the first one that a manifest has tells sessions apart
-SPEAKER_KEY = 'speaker'
 ALIGNED_CELLS = 400_000_000  # words said × words found of one row: more take gigabytes to align
 RULES = {
     'frozen': 'the memory may not learn: its initial weights are read',
@@ -37,8 +37,8 @@ def measure(
         model: NeMo CTC model with a LaCTEncoder, on any device. It is as before afterwards.
         rows: manifest rows with `audio_filepath`, `duration`, `text`, those of a session in their order. In place of a
             file a row may have `audio`: samples [n], floats from −1 to 1 at the model's rate.
-        session_key: rows with the same value of this key are a session. None: the first of `SESSION_KEYS` that the
-            rows have; if none, each row is a recording of its own.
+        session_key: rows with the same value of this key are a session. None: the first of
+            `sessions.SESSION_KEYS` that the rows have; if none, each row is a recording of its own.
         clean_rows: short clean rows, on which learning should do no harm; each is heard from a fresh start.
         leave_one_out: rows of a session that are scored after learning from all its others; 0: none.
         batch_size: rows or sessions at a time.
@@ -60,8 +60,11 @@ def measure(
         raise ValueError(f'this model has no adaptation to measure: {reason}')
     if batch_size < 1 or leave_one_out < 0:
         raise ValueError(f'batch_size={batch_size} (1 or more), leave_one_out={leave_one_out} (0 or more)')
-    run = _Run(rows, session_key, say)
-    clean = None if clean_rows is None else _Run(clean_rows, None, lambda stage: say(f'clean speech, {stage}'))
+    if not rows or clean_rows is not None and not clean_rows:
+        raise ValueError('no rows to measure; give a manifest with audio_filepath, duration and text')
+    run, clean = _Run(rows, session_key_of(rows, session_key), say), None
+    if clean_rows is not None:
+        clean = _Run(clean_rows, shared_key(clean_rows), lambda stage: say(f'clean speech, {stage}'))
     was_training = model.training
     model.eval()  # NeMo leaves it in training mode after `transcribe`
     try:
@@ -100,12 +103,10 @@ def measure(
 class _Run:
     """The texts of one manifest under all rules, and what they say."""
 
-    def __init__(self, rows: Sequence[dict], session_key: str | None, say):
-        if not rows:
-            raise ValueError('no rows to measure; give a manifest with audio_filepath, duration and text')
+    def __init__(self, rows: Sequence[dict], key: str | None, say):
         self.rows, self.say, self.notes, self.arms = rows, say, [], None
-        self.key = _session_key(rows, session_key)
-        self.names, self.sessions = _sessions(rows, self.key)
+        self.key = key
+        self.names, self.sessions = grouped(rows, key)
         self.session_of = np.zeros(len(rows), int)
         for number, session in enumerate(self.sessions):
             self.session_of[session] = number
@@ -144,26 +145,27 @@ class _Run:
             return
         if not self.several:
             self.notes.append('each session is one row: nothing is carried, and no row is left out')
-        self.donors = self._find_donors()
+        self.donors, note = donors(self.rows, self.sessions, self.key)
+        self.notes += [note] if note else []
         self._learn('learning', self.sessions)
 
     def _learn(self, rule: str, streams: Sequence[Sequence[int]]) -> None:
         """Hears the streams; with `donors`, other sessions are read with their memories."""
         self.say(rule)
         texts, others = [''] * len(self.rows), [''] * len(self.rows)
-        donors = self.donors if rule == 'learning' else {}
+        given = self.donors if rule == 'learning' else {}
         for numbers, found, states in self.arms.learn(streams):
             for number, of_stream in zip(numbers, found):
                 for row, text in zip(streams[number], of_stream):
                     texts[row] = text
             place = {number: i for i, number in enumerate(numbers)}
-            guests = [(row, place[a]) for b, a in donors.items() if a in place for row in self.sessions[b]]
+            guests = [(row, place[a]) for b, a in given.items() if a in place for row in self.sessions[b]]
             if guests:
                 guest_rows, which = zip(*guests)
                 for row, text in zip(guest_rows, self.arms.read(guest_rows, states, which)):
                     others[row] = text
         self._score(rule, texts)
-        if donors:
+        if given:
             self._score('other', others)
 
     def _score(self, rule: str, texts: list[str]) -> None:
@@ -205,7 +207,7 @@ class _Run:
                 if row.get('text') is None:
                     continue
                 if self.totals[i, 0] * max(len(text.split()) for text in found) > ALIGNED_CELLS:
-                    self.notes.append(f'{_name(row, i)}: too many words to align; not in the rates by position')
+                    self.notes.append(f'{name_of(row, i)}: too many words to align; not in the rates by position')
                     continue
                 for rule, text in zip(rules, found):
                     errors[rule][i], words[i] = by_position(row, text, end - float(row['duration']))
@@ -216,26 +218,6 @@ class _Run:
             buckets.append({'from': edges[b], 'to': edges[b + 1], **compare(here, words[:, b : b + 1], pairs)})
         spread = 'words are spread evenly over their row, or over its pieces where it names them'
         return {'times': f'seconds of audio heard in the session; {spread}', 'buckets': buckets}
-
-    def _find_donors(self) -> dict[int, int]:
-        """Of each session the one whose memory it is given: the next one of another speaker."""
-        n = len(self.sessions)
-        if self.key is None:
-            self.notes.append(f'no cross test: rows name no session or speaker ({", ".join(SESSION_KEYS)})')
-            return {}
-        speakers = [self.rows[session[0]].get(SPEAKER_KEY) for session in self.sessions]
-        if None in speakers:
-            self.notes.append(f"cross test: rows have no '{SPEAKER_KEY}', so each session counts as another speaker")
-            speakers = list(range(n))
-        donors = {}
-        for b in range(n):
-            others = ((b + step) % n for step in range(1, n))
-            donor = next((a for a in others if speakers[a] != speakers[b]), None)
-            if donor is not None:
-                donors[b] = donor
-        if not donors:
-            self.notes.append('no cross test: all sessions are of one speaker')
-        return donors
 
     def cross(self) -> dict | None:
         if not self.donors:
@@ -282,28 +264,3 @@ class _Run:
             }
             for s in range(len(self.sessions))
         ]
-
-
-def _session_key(rows: Sequence[dict], wanted: str | None) -> str | None:
-    if wanted is None:
-        return next((key for key in SESSION_KEYS if any(row.get(key) is not None for row in rows)), None)
-    if all(row.get(wanted) is None for row in rows):
-        raise ValueError(f'--session-key {wanted}: no row has this key; the first has {", ".join(rows[0])}')
-    return wanted
-
-
-def _name(row: dict, number: int) -> str:
-    return f'{row["audio_filepath"]} (row {number + 1})' if 'audio_filepath' in row else f'row {number + 1}'
-
-
-def _sessions(rows: Sequence[dict], key: str | None) -> tuple[list[str], list[list[int]]]:
-    """Names, and the rows of each in their order."""
-    sessions: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        if key is not None and row.get(key) is None:
-            raise ValueError(
-                f"{_name(row, i)}: no '{key}', by which sessions are told apart; add it, or name another key with "
-                f'--session-key'
-            )
-        sessions.setdefault(f'row {i + 1}' if key is None else str(row[key]), []).append(i)
-    return list(sessions), list(sessions.values())

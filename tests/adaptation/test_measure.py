@@ -9,6 +9,7 @@ from small_models import RATE, build, decided, sound
 
 from nemo_lact import evaluation
 from nemo_lact.adaptation import measure
+from nemo_lact.adaptation.sessions import donors, grouped
 from nemo_lact.inference.arms import Arms
 from nemo_lact.inference.longform import transcribe_blocks
 from nemo_lact.modules.fast_weights import FastWeightMemory
@@ -188,6 +189,20 @@ def test_rows_without_sessions_leave_parts_out(model, rows):
     wrong = [row['substitutions'] + row['insertions'] + row['deletions'] for row in scored]
     assert [s['word_errors']['learning'] for s in found['per_session']] == wrong
     assert found['overall']['rates']['learning']['wer']['value'] == pytest.approx(summary['wer'], abs=1e-6)
+
+
+def test_sessions_without_speakers_are_each_another(rows):
+    silent = [{k: v for k, v in row.items() if k != 'speaker'} for row in rows]
+    _, sessions = grouped(silent, 'session')
+    given, note = donors(silent, sessions, 'session')
+    assert given == {0: 1, 1: 2, 2: 0} and 'counts as another speaker' in note
+    assert donors(rows, sessions, 'session') == ({0: 2, 1: 2, 2: 0}, '')
+
+
+def test_clean_rows_are_units_by_what_all_of_them_have(model, rows):
+    clean = [{**rows[0], 'session': None}, *rows[1:4]]
+    found = measure(model, rows, clean_rows=clean, timing=False, leave_one_out=0)['clean']
+    assert found['session_key'] == 'speaker' and found['units'] == 2
 
 
 def test_one_speaker_has_no_cross_test_and_no_intervals(model, rows):
