@@ -1,11 +1,12 @@
 """What streaming_speed.py and transcribe_speed.py share: contestants take turns, and a report says what they took."""
 
+import argparse
 import json
 import logging
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def take_turns(calls: dict[str, Callable[[], dict]], rounds: int) -> dict[str, d
         others = {name: max(row[name] for row in rows) for name in rows[0] if name != 'ms'}
         results[who] = dict(ms=statistics.median(times), ms_least=min(times), ms_most=max(times), **others)
     return results
+
+
+def new_parser(about: str, tasks: Iterable[str], contestants: Iterable[str], rounds: int) -> argparse.ArgumentParser:
+    """Options of a script: all of its tasks and contestants, unless it sets other defaults."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', type=Path, help='folder for the results, a JSON file')
+    parser.add_argument('--tasks', nargs='*', default=list(tasks), choices=list(tasks))
+    parser.add_argument('--contestants', nargs='*', default=list(contestants), choices=list(contestants))
+    parser.add_argument('--rounds', type=int, default=rounds)
+    parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16' if GPU else 'fp32')
+    parser.add_argument('--tiny', action='store_true', help='encoders of a few narrow layers, to try the script')
+    parser.add_argument('--commit', help='what to record where there is no git checkout')
+    return parser
 
 
 def new_report(given_commit: str | None) -> dict:

@@ -15,7 +15,6 @@ streams × seconds of a step / seconds a step takes. Before timing, streams of s
 frames, are held against the same encoders offline in fp32.
 """
 
-import argparse
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
 from omegaconf import OmegaConf
-from side_by_side import add_rows, clear, new_report, peak, take_turns
+from side_by_side import add_rows, clear, new_parser, new_report, peak, take_turns
 from speed import DEVICE, GPU, clock, precision
 
 from nemo_lact.modules import LaCTEncoder
@@ -182,15 +181,9 @@ def measure(who: str, encoder, streams: int, right: int, steps: int, kind: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, help='folder for streaming_speed_<device>.json')
-    parser.add_argument('--tasks', nargs='*', default=[t for t in TASKS if '1.04' in t], choices=list(TASKS))
-    parser.add_argument('--contestants', nargs='*', default=list(CONTESTANTS), choices=list(CONTESTANTS))
-    parser.add_argument('--rounds', type=int, default=3)
+    parser = new_parser(__doc__, TASKS, CONTESTANTS, rounds=3)
+    parser.set_defaults(tasks=[task for task in TASKS if '1.04' in task])
     parser.add_argument('--steps', type=int, default=10, help='in a measurement')
-    parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16' if GPU else 'fp32')
-    parser.add_argument('--tiny', action='store_true', help='encoders of two narrow layers, to try the script')
-    parser.add_argument('--commit', help='what to record where there is no git checkout')
     args = parser.parse_args()
     report = new_report(args.commit)
     path = args.output and args.output / f'streaming_speed_{"gpu" if GPU else "cpu"}.json'

@@ -9,7 +9,6 @@ is cut into 100 files of 8 to 12 s, in batches of 32, and joined to one hour. Co
 reported are median and range, hours of audio an hour (RTFx), and peak GPU memory beyond the weights.
 """
 
-import argparse
 import random
 import tempfile
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from long_recordings import ROOT, SIZES, joined_speech
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
-from side_by_side import add_rows, clear, new_report, peak, take_turns
+from side_by_side import add_rows, clear, new_parser, new_report, peak, take_turns
 from speed import DEVICE, GPU, clock, precision
 
 import nemo_lact  # noqa: F401  registers the encoder with NeMo
@@ -112,15 +111,8 @@ def measure(model, files: list[str], kind: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, help='folder for transcribe_speed_<device>.json')
-    parser.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
-    usual = [who for who in CONTESTANTS if 'compiled' not in who]  # compiling takes a minute
-    parser.add_argument('--contestants', nargs='*', default=usual, choices=list(CONTESTANTS))
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16' if GPU else 'fp32')
-    parser.add_argument('--tiny', action='store_true', help='encoders of one narrow layer, to try the script')
-    parser.add_argument('--commit', help='what to record where there is no git checkout')
+    parser = new_parser(__doc__, TASKS, CONTESTANTS, rounds=5)
+    parser.set_defaults(contestants=[who for who in CONTESTANTS if 'compiled' not in who])  # compiling takes a minute
     args = parser.parse_args()
     report = new_report(args.commit)
     path = args.output and args.output / f'transcribe_speed_{"gpu" if GPU else "cpu"}.json'
