@@ -190,7 +190,7 @@ class FastWeightMemory(nn.Module):
             Gated read [B, T, D], and the state after the last frame.
         """
         cfg = self.config
-        initial, weights, momentum = self._unpack(state, x.size(0), q)
+        initial, weights, momentum = self.unpacked(state, x.size(0), q)
         q = self._features(q, 0, cos, sin)
         spare = None
         if adaptation:
@@ -200,7 +200,7 @@ class FastWeightMemory(nn.Module):
                 size, valid = layout.size, layout.valid(valid)
                 q, k, v, eta, mu = (layout.spread(t) for t in (q, k, v, eta, mu))
             out, weights, momentum = lact_swiglu(
-                q, k, v, eta, mu, valid, weights, momentum, self._lengths(initial),
+                q, k, v, eta, mu, valid, weights, momentum, self.row_lengths(initial),
                 size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum,
             )  # fmt: skip
             if layout is not None:
@@ -210,7 +210,7 @@ class FastWeightMemory(nn.Module):
         else:
             out = lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)
         out = self._gated(x, out, spare)
-        return out, self._packed(initial, weights, momentum) if keep_state else None
+        return out, self.packed(initial, weights, momentum) if keep_state else None
 
     def step(
         self,
@@ -234,28 +234,28 @@ class FastWeightMemory(nn.Module):
             filled: [B] int64 frames in the unfinished chunks; last_filled: their largest number after this step.
         """
         cfg = self.config
-        initial, weights, momentum = self._unpack(state, x.size(0), q)
+        initial, weights, momentum = self.unpacked(state, x.size(0), q)
         q = self._features(q, 0, cos, sin)
         if not adaptation:
             return self._gated(x, lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)), state
         k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
         out, weights, momentum, pending = lact_swiglu_step(
-            q, k, v, eta, mu, learn, weights, momentum, self._lengths(initial), self._pending(state, initial), filled,
+            q, k, v, eta, mu, learn, weights, momentum, self.row_lengths(initial), self._pending(state, initial), filled,
             cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled,
         )  # fmt: skip
-        return self._gated(x, out), self._packed(initial, weights, momentum, pending)
+        return self._gated(x, out), self.packed(initial, weights, momentum, pending)
 
     def settle(self, state: MemoryState, filled: Tensor) -> MemoryState:
         """Learn from the unfinished chunks of `filled` [B] frames: their streams have ended."""
         cfg = self.config
-        initial, weights, momentum = self._unpack(state, filled.size(0), state.weights.w0)
+        initial, weights, momentum = self.unpacked(state, filled.size(0), state.weights.w0)
         weights, momentum, pending = settle(
-            weights, momentum, self._lengths(initial), self._pending(state, initial), filled,
+            weights, momentum, self.row_lengths(initial), self._pending(state, initial), filled,
             cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum,
         )  # fmt: skip
-        return self._packed(initial, weights, momentum, pending)
+        return self.packed(initial, weights, momentum, pending)
 
-    def _unpack(self, state: MemoryState | None, batch: int, q: Tensor) -> tuple[FastWeights, FastWeights, FastWeights]:
+    def unpacked(self, state: MemoryState | None, batch: int, q: Tensor) -> tuple[FastWeights, FastWeights, FastWeights]:
         """Initial weights [H, ., .], current weights and momentum [B, H, ., .] in the dtype to work in."""
         own = self.initial_weights()
         dtype = _working_dtype(own.w0, q)
@@ -266,7 +266,7 @@ class FastWeightMemory(nn.Module):
         weights = FastWeights(*(w + s for w, s in zip(weights, state.weights)))
         return initial, weights, FastWeights(*(m.to(dtype) for m in state.momentum))
 
-    def _packed(self, initial, weights, momentum, pending: Pending | None = None) -> MemoryState:
+    def packed(self, initial, weights, momentum, pending: Pending | None = None) -> MemoryState:
         """Back to differences, in the dtype of the state."""
         dtype = self.state_dtype
 
@@ -279,7 +279,7 @@ class FastWeightMemory(nn.Module):
         return MemoryState(moved, narrow(momentum), pending)
 
     @staticmethod
-    def _lengths(initial: FastWeights) -> FastWeights:
+    def row_lengths(initial: FastWeights) -> FastWeights:
         return FastWeights(*(row_length(w) for w in initial))
 
     @staticmethod

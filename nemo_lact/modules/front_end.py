@@ -27,9 +27,9 @@ class FrontEnd(ConvSubsampling):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, F] features, [B] frames -> [B, T', D], [B]."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        if self.why_not_fast(x, dtype) is not None:
+        if self.why_not_fast(x) is not None:
             return super().forward(x, lengths)
+        dtype = _products(x)
         lengths = lengths.to(torch.int64)
         out = lengths
         for _ in range(self._sampling_num):
@@ -38,8 +38,9 @@ class FrontEnd(ConvSubsampling):
         with torch.autocast(x.device.type, enabled=False):
             return triton_front.front_forward(x, lengths, weights), out
 
-    def why_not_fast(self, x: Tensor, dtype: torch.dtype) -> str | None:
-        """What keeps the kernels from this input, in words; None where they run. NEMO_LACT_FRONT=reference too."""
+    def why_not_fast(self, x: Tensor) -> str | None:
+        """What keeps the kernels from this input, in words; None where they run. NEMO_LACT_FRONT=reference does, too."""
+        dtype = _products(x)
         if os.environ.get('NEMO_LACT_FRONT') == 'reference':
             return 'the reference is asked for'
         if triton_front is None:
@@ -59,3 +60,7 @@ class FrontEnd(ConvSubsampling):
         paddings = self._left_padding, self._left_padding + self._right_padding
         with torch.inference_mode(False), torch.no_grad():
             return triton_front.FrontWeights(convolutions, self.out, paddings, dtype)
+
+
+def _products(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype

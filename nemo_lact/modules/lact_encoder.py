@@ -27,10 +27,12 @@ from nemo_lact.modules.cache_aware import CacheAwareMixin
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import MemoryState, memory_of, stacked
 from nemo_lact.modules.front_end import FrontEnd
+from nemo_lact.modules.fused_layer import fused_layer, why_not_fused
 from nemo_lact.modules.kept import versions
 from nemo_lact.modules.lact_layer import LaCTLayer
 from nemo_lact.modules.pauses import ChunkLayout, borders_of, frame_energy, layout
 from nemo_lact.modules.segments import SegmentedPass
+from nemo_lact.modules.stacked_layers import products_dtype, stacked_layers
 from nemo_lact.ops import rotary_tables
 from nemo_lact.state import COUNTERS, LaCTState
 
@@ -341,9 +343,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
 
     def front_end(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """[B, F, T] features -> [B, T', D], lengths."""
-        # Padding may hold anything, NaN included: a mask by multiplication would let that through.
-        t = torch.arange(audio_signal.size(2), device=audio_signal.device)
-        audio_signal = audio_signal.masked_fill(t >= length[:, None, None], 0.0)
+        if self.pre_encode.why_not_fast(audio_signal) is not None:
+            # Padding may hold anything, NaN included: a mask by multiplication would let that through.
+            t = torch.arange(audio_signal.size(2), device=audio_signal.device)
+            audio_signal = audio_signal.masked_fill(t >= length[:, None, None], 0.0)
         x, out = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)  # [B, T', D]
         return self.dropout(x), out.to(torch.int64) * (length > 0)
 
@@ -400,11 +403,20 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             window = tuple(random.choices(self.att_context_size_all, weights=self.config.att_context_probs)[0])
         may_learn = None if learn is None else valid & learn[:, None]
         chunks = self._chunk_layout(audio_signal, heard, length, x.size(1))
+        fused = None
+        if chunks is None and x.numel() and why_not_fused(self, products_dtype(self)) is None:
+            fused = stacked_layers(self, products_dtype(self))
+            x, start = x.to(fused.dtype), torch.zeros_like(length)
         layers_out = []
         for index, layer in enumerate(self.layers):
             before = x
             memory = None if state is None else memory_of(state, index)
-            x, memory = self._run_layer(layer, x, valid, cos, sin, window, memory, keep_state, may_learn, chunks)
+            if fused is not None:
+                with torch.autocast(x.device.type, enabled=False):
+                    args = (valid, start, window, self.adaptation, memory, keep_state, may_learn)
+                    x, memory = fused_layer(layer, fused, index, x, *args)
+            else:
+                x, memory = self._run_layer(layer, x, valid, cos, sin, window, memory, keep_state, may_learn, chunks)
             x = self._stochastic_depth(index, before, x)
             layers_out.append(memory)
             self._register_interctc(index, x, length)

@@ -15,6 +15,14 @@ def stacked_layers(encoder, dtype: torch.dtype) -> 'StackedLayers':
     return _kept.get(encoder, key, lambda: StackedLayers(encoder.layers, dtype))
 
 
+def products_dtype(encoder) -> torch.dtype:
+    """Of the linear layers here and now: autocast's, or the parameters' own."""
+    weight = encoder.norm_out.weight
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
+
+
 class StackedLayers:
     """All that L layers learned, as [L, ...] tensors: matrices [L, in, out] in `dtype`, the rest fp32.
 

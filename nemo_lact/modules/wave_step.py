@@ -9,7 +9,7 @@ from nemo_lact.modules.fast_weights import MemoryState, _working_dtype
 from nemo_lact.modules.stacked_layers import StackedLayers
 from nemo_lact.ops import FastWeights, pieces
 from nemo_lact.ops.attention import window_mask
-from nemo_lact.ops.chunks import ReferenceChunks, mean_gate
+from nemo_lact.ops.chunks import ReferenceChunks
 
 
 def delay(config, window: tuple[int, int]) -> int:
@@ -63,13 +63,12 @@ class WaveStep:
                         self.conv_inputs, self.conv_residual)  # fmt: skip
         whole = dict(dtype=torch.int64, device=device)
         self.step = torch.zeros((), **whole)
-        self.lags = (1 + self.delay) * torch.arange(count, **whole)
-        self.keys = (torch.arange(left + held, **whole) - self.delay * chunk - left)[None, None]
+        keys = torch.arange(left + held, **whole) - self.delay * chunk - left
         self.frames, self.offset = torch.zeros(batch, **whole), torch.zeros(batch, **whole)
         self.learn = torch.ones(batch, dtype=torch.bool, device=device)
-        own = self.keys[0, 0, left + self.after :][:chunk]
-        self.near = window_mask(own, self.keys[0, 0], *window, config.att_chunk(window))  # [C, K]
-        self.own = own[:, None] == self.keys[0]
+        own = keys[left + self.after :][:chunk]
+        self.near = window_mask(own, keys, *window, config.att_chunk(window))  # [C, K]
+        self.own = own[:, None] == keys
         self.state_dtype = layers.initial.w0.dtype
         dtype = _working_dtype(layers.initial.w0, self.x)
         lengths = FastWeights(*(self._rows(ops.row_length(w.to(dtype))) for w in layers.initial))
@@ -113,11 +112,12 @@ class WaveStep:
 
     def __call__(self) -> None:
         chunk, layers, after = self.chunk, self.layers, self.after
-        first = self.step - self.lags  # [L] chunk that comes in
-        keys = torch.add(self.keys, first[:, None, None], alpha=chunk)  # [L, 1, K] positions
-        heard = ((keys >= 0) & (keys < self.frames[:, None])).flatten(0, 1)  # [R, K]
-        start = (first[:, None] * chunk + self.offset).flatten()  # [R]
-        self._roll()
+        moment = self.pieces.moment(
+            self.step, 1 + self.delay, self.k.size(1) - chunk, self.k.size(1), chunk, self.frames, self.learn,
+            self.offset, self.count,
+        )  # fmt: skip
+        heard = moment.heard
+        self.pieces.roll((self.read, self.gate), chunk)
 
         x = self.between[:-1].reshape(self.count, -1, self.config.d_model)  # [L, B · C, D]
         if layers.ff1 is not None:
@@ -126,15 +126,15 @@ class WaveStep:
         p = torch.bmm(self._normed(x), layers.project).view(self.rows, chunk, -1)
         to = tuple(t[:, -chunk:] for t in (self.q, self.k, self.v, self.gate))
         inputs = self.pieces.split_projection(
-            p, layers.project_bias, layers.q_norm, layers.k_norm, layers.scale, layers.offset, start, self.sizes, to
+            p, layers.project_bias, layers.q_norm, layers.k_norm, layers.scale, layers.offset, moment.start, self.sizes, to
         )
-        # With a delay the read is not needed before the next step: beside the rest, which keeps `inputs` alive.
+        # With a delay the read is not needed before the next step: beside the rest, while `inputs` are kept alive.
         if self.side is None:
-            self._remember(inputs, heard)
+            self._remember(inputs, moment)
         else:
             self.side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.side):
-                self._remember(inputs, heard)
+                self._remember(inputs, moment)
 
         now = slice(after, after + chunk)
         near = self._attend(self.q[:, now], heard)
@@ -147,26 +147,18 @@ class WaveStep:
             y = self._convolve(y, heard[:, self.window[0] + after :][:, :chunk])
         self._feed_forward(y, layers.ff2, out=self.between[1:].view(x.shape))
         self.step += 1
+        self.pieces.roll((self.x, self.q, self.k, self.v), chunk)  # for the next step; `read` is still being written
         if self.side is not None:
             torch.cuda.current_stream().wait_stream(self.side)
 
-    def _roll(self) -> None:
-        """Everything held moves a chunk to the past; piece by piece, as source and target must not overlap."""
-        for buffer in (self.x, self.q, self.read, self.gate, self.k, self.v):
-            for at in range(0, buffer.size(1) - self.chunk, self.chunk):
-                n = min(self.chunk, buffer.size(1) - self.chunk - at)
-                buffer[:, at : at + n].copy_(buffer[:, at + self.chunk :][:, :n])
-
-    def _remember(self, inputs: pieces.MemoryInput, heard: Tensor) -> None:
+    def _remember(self, inputs: pieces.MemoryInput, moment: pieces.Moment) -> None:
         q, k, v, eta, mu = inputs
         config = self.config
         out = self.read[:, -self.chunk :].unflatten(-1, (config.num_lact_heads, -1)).transpose(1, 2)
         if config.lact_mode == 'causal' or not self.adaptation:
             self.memory.read(q, out)
         if self.adaptation:
-            valid = (heard[:, -self.chunk :].view(self.count, self.batch, -1) & self.learn[:, None]).flatten(0, 1)
-            frames = valid.sum(dim=1, dtype=torch.int32)
-            self.memory.learn(k, v, eta, mean_gate(mu, valid), valid, frames)
+            self.memory.learn(k, v, eta, self.pieces.mean_gate(mu, moment), moment.valid, moment.count)
             if config.lact_mode == 'bidirectional':
                 self.memory.read(q, out)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_lact.modules.fast_weights import MemoryState
-from nemo_lact.modules.stacked_layers import stacked_layers
+from nemo_lact.modules.stacked_layers import products_dtype, stacked_layers
 from nemo_lact.modules.wave_step import WaveStep, delay, fast_memory_problem
 
 LEAST_CHUNKS = 8  # of the longest row: before and after the input, some layers run for nothing
@@ -29,14 +29,6 @@ def use_wavefront(name: str) -> None:
     if name not in ('auto', 'on', 'off'):
         raise ValueError(f"wavefront '{name}'; choose 'auto', 'on' or 'off'")
     _choice = name
-
-
-def products_dtype(encoder) -> torch.dtype:
-    """Of the linear layers here and now: autocast's, or the parameters' own."""
-    weight = encoder.norm_out.weight
-    if torch.is_autocast_enabled(weight.device.type):
-        return torch.get_autocast_dtype(weight.device.type)
-    return weight.dtype
 
 
 def why_not_wavefront(encoder, chunks: int) -> str | None:

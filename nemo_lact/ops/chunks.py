@@ -38,8 +38,3 @@ class ReferenceChunks:
         """f_W(q) of q [R, H, C, d], with the weights as they stand, to `out`."""
         out.copy_(read(self.weights, q))
 
-
-def mean_gate(mu: Tensor, valid: Tensor) -> Tensor:
-    """Mean of mu [R, H, C] over the valid frames [R, C]: [R, H]."""
-    weight = valid.to(mu.dtype)[:, None]
-    return (mu * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)

@@ -15,7 +15,7 @@ from nemo_lact.ops.triton_backward import (
     read_backward_kernel,
     rows_backward_kernel,
 )
-from nemo_lact.ops.triton_forward import chunk_gradient_kernel, read_kernel, update_kernel
+from nemo_lact.ops.triton_forward import chunk_gradient_kernel, factors_kernel, read_kernel, update_kernel
 
 try:
     from nemo_lact.ops import hopper
@@ -27,6 +27,9 @@ INTERPRETED = not isinstance(read_kernel, triton.JITFunction)
 FUSED_WIDTH = 192  # 3 × 3 tiles of 64 fill the registers and the shared memory of one program
 PROGRAMS = 96  # fewer than this leave most of a GPU idle: the frames of a chunk are split to reach it
 # fp16 leaves its range in the gradient; the interpreter multiplies bf16 as if it were integers.
+MANY = 32  # matrices from which the chunk gradient without backward goes by torch's batched products
+# With bf16 operands and an fp32 result; since torch 2.8.
+WIDE_PRODUCTS = not INTERPRETED and 'dtype_out' in torch.ops.aten.bmm.overloads()
 PRODUCTS = torch.float32 if INTERPRETED else torch.bfloat16
 
 
@@ -57,6 +60,46 @@ class _Sizes:
         tiles = triton.cdiv(frames, self.gemm['BLOCK_T'])
         each = triton.cdiv(tiles, min(tiles, max(1, PROGRAMS // (matrices * parts))))
         return (matrices, parts, triton.cdiv(tiles, each)), each
+
+
+def _wide_product(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """x y of half precision summed in fp32, to fp32."""
+    if INTERPRETED:
+        out.copy_(torch.bmm(x, y))
+    else:
+        torch.ops.aten.bmm.dtype_out(x, y, torch.float32, out=out)
+
+
+def chunk_gradient(sizes: _Sizes, shares, k, v, eta, valid, w, half, part: slice, gradient, factors, keep: bool):
+    """Sums over the frames `part` of the outer products of each row and head, to `gradient` [splits, B, H, 3, d, d].
+
+    Args:
+        shares: of `_Sizes.shares` for a full chunk.
+        k, v: [B, H, T, d]. eta: [B, H, T, 3, 1]. valid: [B, T].
+        w: [B or 1, H, 3, d, d] fp32; half: [B, H, 3, d, d] the same in the products' dtype, or None to make it.
+        factors: [B, H, T, 3, d], written with `keep`.
+    """
+    batch, heads, total, width = k.shape
+    frames = part.stop - part.start
+    if WIDE_PRODUCTS and not keep and batch * heads >= MANY:
+        half = w.to(sizes.products).expand(batch, -1, -1, -1, -1) if half is None else half
+        half = half.reshape(-1, 3, width, width)
+        k_, v_ = (x[:, :, part].to(sizes.products).reshape(-1, frames, width) for x in (k, v))
+        kw, dh = torch.bmm(k_, half[:, :2].flatten(1, 2).mT), torch.bmm(v_, half[:, 2])
+        made = kw.new_empty((batch * heads, frames, 3, width))
+        factors_kernel[(batch * heads, triton.cdiv(frames, sizes.elements['BLOCK_T']))](
+            kw, dh, eta, valid, made, heads, frames, part.start, *eta.stride()[:4], valid.stride(0), **sizes.elements,
+        )  # fmt: skip
+        made, out = made.flatten(2), gradient[0].view(-1, 3, width, width)
+        _wide_product(made[..., : 2 * width].mT, k_, out[:, :2].view(-1, 2 * width, width))
+        _wide_product(v_.mT, made[..., 2 * width :], out[:, 2])
+        return
+    grid, tiles = shares
+    chunk_gradient_kernel[grid](
+        k, v, eta, valid, w, gradient, factors, heads, total, part.start, part.stop,
+        *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), _stride(w), gradient.stride(0),
+        STEPS=tiles, KEEP=keep, **sizes.gemm,
+    )  # fmt: skip
 
 
 def _update(sizes: _Sizes, gradient, momentum, weights, lengths, mu, frames, index, chunk, muon, outs) -> None:
@@ -141,8 +184,8 @@ def forward_pass(
     halves = q.new_empty((steps + first, *shape), dtype=sizes.products)
     if not bidirectional:
         halves[0] = weights
-    grid, tiles = sizes.shares(batch * heads, min(chunk, total))
-    gradient = weights.new_empty((grid[2], *shape))
+    shares = sizes.shares(batch * heads, min(chunk, total))
+    gradient = weights.new_empty((shares[0][2], *shape))
     factors = q.new_empty((batch, heads, total, 3, width) if keep else (0,), dtype=sizes.products)
     stored = steps if keep else min(steps, 2)  # without backward two buffers take turns
     ws, ms = weights.new_empty((stored, *shape)), weights.new_empty((stored, *shape))
@@ -150,11 +193,9 @@ def forward_pass(
     w, m = weights, momentum
     for index in range(steps):
         start, end = index * chunk, min((index + 1) * chunk, total)
-        chunk_gradient_kernel[grid](
-            k, v, eta, valid, w, gradient, factors, heads, total, start, end,
-            *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), _stride(w), gradient.stride(0),
-            STEPS=tiles, KEEP=keep, **sizes.gemm,
-        )  # fmt: skip
+        before = halves[index + first - 1] if index + first else None
+        part = slice(start, end)
+        chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, factors, keep)
         at = index % stored
         outs = (ms[at], ws[at], halves[index + first], ratios[at])
         _update(sizes, gradient, m if use_momentum else None, w, lengths, mu, frames, index, chunk, use_muon, outs)

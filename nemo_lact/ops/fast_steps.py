@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_passes import FUSED_WIDTH, _read, _Sizes, _update, chunk_gradient_kernel
+from nemo_lact.ops.fast_passes import FUSED_WIDTH, _read, _Sizes, _update, chunk_gradient
 from nemo_lact.ops.fast_weights import FastWeights
 
 
@@ -25,9 +25,9 @@ class FastChunks:
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
         self.sizes = _Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
-        self.grid, self.tiles = self.sizes.shares(rows * heads, chunk)
+        self.shares = self.sizes.shares(rows * heads, chunk)
         self.weights, self.momentum = self.lengths.new_zeros(shape), self.lengths.new_zeros(shape)
-        self.gradient = self.lengths.new_empty((self.grid[2], *shape))
+        self.gradient = self.lengths.new_empty((self.shares[0][2], *shape))
         self.halves = torch.zeros((1, *shape), dtype=self.sizes.products, device=self.lengths.device)
         self.ratio = self.lengths.new_empty(shape[:-1])
         # In place: a program reads each number of its matrix before it writes it. Wider ones take several launches.
@@ -45,12 +45,10 @@ class FastChunks:
 
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] its mean gate, valid [R, C], frames [R] int32."""
-        rows, heads, total = k.shape[:3]
         w, m = self.weights, self.momentum
-        chunk_gradient_kernel[self.grid](
-            k, v, eta, valid, w, self.gradient, self.gradient, heads, total, 0, total,
-            *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), w.stride(0), self.gradient.stride(0),
-            STEPS=self.tiles, KEEP=False, **self.sizes.gemm,
+        chunk_gradient(
+            self.sizes, self.shares, k, v, eta, valid, w, self.halves[0], slice(0, k.size(2)), self.gradient,
+            self.gradient, False,
         )  # fmt: skip
         outs = (m, self.moved, self.halves[0], self.ratio)
         _update(

@@ -25,6 +25,16 @@ class Sizes(NamedTuple):
     eps: float
 
 
+class Moment(NamedTuple):
+    """Of a step: heard [R, K] bool keys that are frames of the input, valid [R, C] bool frames to learn from and count
+    [R] int32 of them, start [R] int64 position of the first frame that comes in."""
+
+    heard: Tensor
+    valid: Tensor
+    count: Tensor
+    start: Tensor
+
+
 class MemoryInput(NamedTuple):
     """q, k, v [R, H, C, d]; eta [R, H, C, 3, 1 or d] and mu [R, H, C] fp32."""
 
@@ -42,6 +52,38 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 def _per_row(weight: Tensor, rows: int) -> Tensor:
     """[L, ...] -> [R, ...]: each layer's weight for its rows."""
     return weight.repeat_interleave(rows // weight.size(0), dim=0)
+
+
+def moment(
+    step: Tensor, lag: int, behind: int, keys: int, chunk: int, frames: Tensor, learn: Tensor, offset: Tensor, layers: int
+) -> Moment:
+    """Where the rows stand in a step: layer l takes in chunk step − lag · l.
+
+    Args:
+        step: int64 scalar on the device.
+        behind: frames from the first key held to the first frame that comes in; keys: held in all.
+        frames, learn, offset: [B] frames in all, whether the row may learn, frames heard before.
+    """
+    first = (step - lag * torch.arange(layers, device=step.device)) * chunk  # [L]
+    positions = first[:, None, None] - behind + torch.arange(keys, device=step.device)  # [L, 1, K]
+    heard = (positions >= 0) & (positions < frames[:, None])  # [L, B, K]
+    valid = (heard[..., -chunk:] & learn[:, None]).flatten(0, 1)
+    start = (first[:, None] + offset).flatten()
+    return Moment(heard.flatten(0, 1), valid, valid.sum(dim=1, dtype=torch.int32), start)
+
+
+def roll(buffers: tuple[Tensor, ...], chunk: int) -> None:
+    """What is held, [R, ., width] each, moves a chunk to the past; piece by piece, as the places overlap."""
+    for buffer in buffers:
+        for at in range(0, buffer.size(1) - chunk, chunk):
+            n = min(chunk, buffer.size(1) - chunk - at)
+            buffer[:, at : at + n].copy_(buffer[:, at + chunk :][:, :n])
+
+
+def mean_gate(mu: Tensor, moment: Moment) -> Tensor:
+    """Mean of mu [R, H, C] over the frames to learn from: [R, H]."""
+    total = (mu * moment.valid.to(mu.dtype)[:, None]).sum(dim=-1)
+    return total / moment.count.clamp(min=1).to(mu.dtype)[:, None]
 
 
 def split_projection(

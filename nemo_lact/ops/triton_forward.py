@@ -77,6 +77,44 @@ def chunk_gradient_kernel(
 
 
 @triton.jit
+def factors_kernel(
+    kw_ptr, dh_ptr, eta_ptr, valid_ptr, out_ptr, heads, frames, start, e_b, e_h, e_t, e_3, valid_b,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """The factors of the chunk gradient's sums, where the products before and after are torch's.
+
+    Grid (B·H, blocks of frames); kw = k [W0; W2]ᵀ [B·H, C, 2d], dh = v W1 [B·H, C, d], eta and valid as there; out
+    [B·H, C, 3, d] in the order W0, W2, W1, zero where nothing is learned.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    b, h = bh // heads, bh % heads
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    c = tl.arange(0, BLOCK_D)
+    near = t < frames
+    both = near[:, None] & (c < D)[None, :]
+    at = (bh * frames + t)[:, None]
+    learn = near & (tl.load(valid_ptr + b * valid_b + start + t, mask=near, other=0) != 0)
+    eta_ptr += b * e_b + h * e_h + (start + t) * e_t
+    gate = tl.load(kw_ptr + at * 2 * D + c[None, :], mask=both, other=0.0).to(tl.float32)
+    up = tl.load(kw_ptr + at * 2 * D + D + c[None, :], mask=both, other=0.0).to(tl.float32)
+    d_hidden = tl.load(dh_ptr + at * D + c[None, :], mask=both, other=0.0).to(tl.float32)
+    sigma = tl.sigmoid(gate)
+    act = gate * sigma
+    out = out_ptr + at * 3 * D + c[None, :]
+    e0 = tl.load(eta_ptr, mask=learn, other=0.0)[:, None]
+    e1 = tl.load(eta_ptr + e_3, mask=learn, other=0.0)[:, None]
+    e2 = tl.load(eta_ptr + 2 * e_3, mask=learn, other=0.0)[:, None]
+    # A padding frame may hold anything: chosen, not multiplied away.
+    heard = learn[:, None] & both
+    d_gate = tl.where(heard, d_hidden * up * sigma * (1 + gate * (1 - sigma)) * e0, 0.0)
+    d_up = tl.where(heard, d_hidden * act * e2, 0.0)
+    hidden = tl.where(heard, act * up * e1, 0.0)
+    tl.store(out, d_gate.to(out_ptr.dtype.element_ty), mask=both)
+    tl.store(out + D, d_up.to(out_ptr.dtype.element_ty), mask=both)
+    tl.store(out + 2 * D, hidden.to(out_ptr.dtype.element_ty), mask=both)
+
+
+@triton.jit
 def read_kernel(
     q_ptr, w_ptr, out_ptr,
     heads, frames, chunk,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nemo_lact.ops.pieces import MemoryInput, Sizes
+from nemo_lact.ops.pieces import MemoryInput, Moment, Sizes
 
 ROWS = 16  # frames a program
 
@@ -60,7 +60,7 @@ def _far_kernel(
     frames, width, columns, heads, rows_a_layer, gate_r, lr_base,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, MOMENTUM: tl.constexpr,
 ):  # fmt: skip
-    """One memory head of ROWS frames. Grid (R · blocks, H); q, k, v [R, C, D], eta [R, C, H, 3], mu [R, C, H]."""
+    """One memory head of ROWS frames. Grid (R · blocks, H); q, k, v [R, H, C, d], eta [R, C, H, 3], mu [R, C, H]."""
     blocks = tl.cdiv(frames, ROWS)
     r = (tl.program_id(0) // blocks).to(tl.int64)
     t = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
@@ -84,7 +84,8 @@ def _far_kernel(
         if which < 2:
             x = tl.where(both, x, 0.0)
             x = x * (1 / tl.sqrt(tl.sum(x * x, 1) + 1e-6))[:, None]
-        tl.store(out_ptr + frame[:, None] * width + own[None, :], x.to(out_ptr.dtype.element_ty), mask=both)
+        to = ((r * heads + head) * frames + t)[:, None] * D + c[None, :]
+        tl.store(out_ptr + to, x.to(out_ptr.dtype.element_ty), mask=both)
     p_ptr += frame * columns + 3 * width
     bias_ptr += layer * columns + 3 * width
     for i in tl.static_range(3):
@@ -133,6 +134,48 @@ def _swiglu_kernel(x_ptr, bias_ptr, out_ptr, rows, rows_a_layer, F: tl.constexpr
     tl.store(out_ptr + m[:, None] * F + c[None, :], (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=both)
 
 
+@triton.jit
+def _moment_kernel(
+    step_ptr, frames_ptr, learn_ptr, offset_ptr, heard_ptr, valid_ptr, count_ptr, start_ptr,
+    lag, behind, keys, chunk, batch, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (R)."""
+    r = tl.program_id(0)
+    b = r % batch
+    first = (tl.load(step_ptr) - lag * (r // batch)) * chunk
+    n = tl.arange(0, BLOCK)
+    position = first - behind + n
+    heard = (position >= 0) & (position < tl.load(frames_ptr + b))
+    tl.store(heard_ptr + r * keys + n, heard, mask=n < keys)
+    own = n - (keys - chunk)
+    valid = heard & (tl.load(learn_ptr + b) != 0) & (own >= 0) & (n < keys)
+    tl.store(valid_ptr + r * chunk + own, valid, mask=(own >= 0) & (n < keys))
+    tl.store(count_ptr + r, tl.sum(valid.to(tl.int32), 0))
+    tl.store(start_ptr + r, first + tl.load(offset_ptr + b))
+
+
+@triton.jit
+def _roll_kernel(x_ptr, row, chunk, last, PIECES: tl.constexpr, BLOCK: tl.constexpr):
+    """Numbers n, n + chunk, ... of a row of `last` + chunk: each from the next. Grid (blocks of a chunk, R)."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += tl.program_id(1).to(tl.int64) * row
+    for piece in tl.static_range(PIECES):
+        at = piece * chunk + n
+        there = (n < chunk) & (at < last)
+        tl.store(x_ptr + at, tl.load(x_ptr + at + chunk, mask=there), mask=there)
+
+
+@triton.jit
+def _mean_gate_kernel(mu_ptr, valid_ptr, count_ptr, out_ptr, heads, chunk, BLOCK: tl.constexpr):
+    """Grid (R, H); mu [R, C, H]."""
+    r, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n = tl.arange(0, BLOCK)
+    valid = tl.load(valid_ptr + r * chunk + n, mask=n < chunk, other=0) != 0
+    mu = tl.load(mu_ptr + (r * chunk + n) * heads + h, mask=valid & (n < chunk), other=0.0)
+    count = tl.maximum(tl.load(count_ptr + r), 1).to(tl.float32)
+    tl.store(out_ptr + r * heads + h, tl.sum(mu, 0) / count)
+
+
 def why_not(sizes: Sizes, p: Tensor) -> str | None:
     """What keeps the kernels from these sizes; None: nothing."""
     if p.dtype not in (torch.bfloat16, torch.float16):
@@ -165,14 +208,15 @@ def split_projection(
         frames, width, columns, rows // bias.size(0), *(x.stride(0) for x in to[:3]), sizes.eps,
         W=own, BLOCK_W=triton.next_power_of_2(own // 2), ROWS=ROWS, num_warps=2,
     )  # fmt: skip
-    q, k, v = (p.new_empty((rows, frames, width)) for _ in range(3))
-    eta, mu = bias.new_empty((rows, frames, heads, 3, 1)), bias.new_zeros((rows, frames, heads))
+    q, k, v = (p.new_empty((rows, heads, frames, d)) for _ in range(3))
+    eta, mu = bias.new_empty((rows, frames, heads, 3, 1)), bias.new_empty((rows, frames, heads))
+    if not sizes.momentum:
+        mu.zero_()
     _far_kernel[(grid, heads)](
         p, bias, scale, offset, q, k, v, eta, mu, to[3],
         frames, width, columns, heads, rows // bias.size(0), to[3].stride(0), sizes.lr_base,
         D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), ROWS=ROWS, MOMENTUM=sizes.momentum, num_warps=4,
     )  # fmt: skip
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return MemoryInput(q, k, v, eta.transpose(1, 2), mu.transpose(1, 2))
 
 
@@ -203,4 +247,41 @@ def swiglu(x: Tensor, bias: Tensor) -> Tensor:
     out = x.new_empty((layers, rows, double // 2))
     grid = (triton.cdiv(layers * rows, 4), triton.cdiv(double // 2, 512))
     _swiglu_kernel[grid](x, bias, out, layers * rows, rows, F=double // 2, BLOCK=512, ROWS=4, num_warps=4)
+    return out
+
+
+def moment(
+    step: Tensor, lag: int, behind: int, keys: int, chunk: int, frames: Tensor, learn: Tensor, offset: Tensor, layers: int
+) -> Moment:
+    """As pieces.moment."""
+    rows = layers * frames.size(0)
+    heard, valid = (torch.empty((rows, n), dtype=torch.bool, device=step.device) for n in (keys, chunk))
+    count = torch.empty(rows, dtype=torch.int32, device=step.device)
+    start = torch.empty(rows, dtype=torch.int64, device=step.device)
+    _moment_kernel[(rows,)](
+        step, frames, learn, offset, heard, valid, count, start, lag, behind, keys, chunk, frames.size(0),
+        BLOCK=triton.next_power_of_2(keys), num_warps=4,
+    )  # fmt: skip
+    return Moment(heard, valid, count, start)
+
+
+def roll(buffers: tuple[Tensor, ...], chunk: int) -> None:
+    """As pieces.roll."""
+    for x in buffers:
+        rows, frames, width = x.shape
+        if frames > chunk:
+            grid = (triton.cdiv(chunk * width, 4096), rows)
+            _roll_kernel[grid](
+                x, frames * width, chunk * width, (frames - chunk) * width,
+                PIECES=triton.cdiv(frames, chunk) - 1, BLOCK=4096, num_warps=8,
+            )  # fmt: skip
+
+
+def mean_gate(mu: Tensor, moment: Moment) -> Tensor:
+    """As pieces.mean_gate, for mu as `split_projection` lays it out."""
+    rows, heads, chunk = mu.shape
+    out = mu.new_empty((rows, heads))
+    _mean_gate_kernel[(rows, heads)](
+        mu.transpose(1, 2), moment.valid, moment.count, out, heads, chunk, BLOCK=triton.next_power_of_2(chunk), num_warps=4
+    )
     return out

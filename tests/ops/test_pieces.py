@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip('triton')
 
-from nemo_lact.ops import pieces, triton_pieces, window_attention  # noqa: E402
+from nemo_lact.ops import fast_passes, pieces, triton_pieces, window_attention  # noqa: E402
 from nemo_lact.ops.attention import triton_attention  # noqa: E402
 from nemo_lact.ops.chunks import ReferenceChunks  # noqa: E402
 from nemo_lact.ops.fast_steps import FastChunks  # noqa: E402
@@ -71,7 +71,10 @@ def test_attention_of_the_last_frames(contract):
 
 @pytest.mark.parametrize('width', [64, 192, 256] if GPU else [19])
 @pytest.mark.parametrize('muon, momentum', [(True, True), (True, False), (False, True)])
-def test_chunks_in_place(contract, width, muon, momentum):
+@pytest.mark.parametrize('many', [1, 1000])  # the chunk gradient by batched products, and by its own kernel
+def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, many):
+    monkeypatch.setattr(fast_passes, 'WIDE_PRODUCTS', True)
+    monkeypatch.setattr(fast_passes, 'MANY', many)
     heads, chunk, unit = 2 if GPU else 1, 2 * width, torch.nn.functional.normalize
     initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
     lengths = FastWeights(*(row_length(w) for w in initial))
@@ -96,3 +99,28 @@ def test_chunks_in_place(contract, width, muon, momentum):
         contract('memory chunk by chunk = reference: read (bf16)', error(outs[1], outs[0]), 2e-2)
     for a, b in zip([*both[1].state()[0]], [*both[0].state()[0]]):
         contract('memory chunk by chunk = reference: weights (bf16)', error(a, b), 2e-2)
+
+
+@pytest.mark.parametrize('step', [0, 3, 9])
+def test_where_the_rows_stand(step):
+    def whole(*x):
+        return torch.tensor(x, device=DEVICE)
+
+    args = (whole(step)[0], 2, 6 + 4, 3 * 4 + 2, 4, whole(13, 30, 0), whole(True, False, True), whole(0, 7, 0), 3)
+    plain, kernel = (module.moment(*args) for module in (pieces, triton_pieces))
+    for name, a, b in zip(plain._fields, plain, kernel):
+        assert a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b), name
+    assert plain.valid[0].tolist() == [4 * step + i < 13 for i in range(4)]  # first layer, first row
+    mu = torch.rand(9, 4, 2, device=DEVICE).transpose(1, 2)
+    a, b = (module.mean_gate(mu, plain) for module in (pieces, triton_pieces))
+    assert torch.allclose(a, b, rtol=1e-5)
+
+
+def test_held_frames_move_on():
+    buffers = [randn(3, frames, 10).to(DTYPE) for frames in (4, 8, 11, 15)]
+    plain, kernel = ([x.clone() for x in buffers] for _ in range(2))
+    pieces.roll(tuple(plain), 4)
+    triton_pieces.roll(tuple(kernel), 4)
+    for before, a, b in zip(buffers, plain, kernel):
+        assert torch.equal(a, b)
+        assert torch.equal(a[:, : a.size(1) - 4], before[:, 4:])

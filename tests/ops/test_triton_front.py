@@ -29,7 +29,7 @@ def test_equals_nemo(contract, causal, factor):
         out = triton_front.front_forward(signal.transpose(1, 2), lengths, front._weights(torch.bfloat16))
         if GPU:
             with torch.autocast('cuda', torch.bfloat16):
-                assert front.why_not_fast(signal, torch.bfloat16) is None
+                assert front.why_not_fast(signal) is None
                 chosen, n2 = front(signal.transpose(1, 2), lengths)
             assert torch.equal(chosen, out) and torch.equal(n, n2)
     assert out.shape == truth.shape and out.isfinite().all()
@@ -42,10 +42,10 @@ def test_equals_nemo(contract, causal, factor):
 def test_where_it_may_run():
     front = FrontEnd('dw_striding', 4, 20, 24, conv_channels=12, activation=torch.nn.ReLU(True))
     x = torch.zeros(1, 50, 20)
-    assert 'cpu' in front.why_not_fast(x, torch.bfloat16)
+    assert 'cpu' in front.why_not_fast(x.bfloat16())
     if GPU:
         x = x.cuda()
-        assert 'gradients' in front.why_not_fast(x, torch.bfloat16)
+        assert 'gradients' in front.why_not_fast(x.bfloat16())
         with torch.no_grad():
-            assert 'float32' in front.why_not_fast(x, torch.float32)
-            assert front.why_not_fast(x, torch.bfloat16) is None
+            assert 'float32' in front.why_not_fast(x)
+            assert front.why_not_fast(x.bfloat16()) is None
