@@ -24,3 +24,7 @@ class KeptFor:
             self._all.pop(module, None)  # before the new one is made: there need not be room for two
             self._all[module] = key, make()
         return self._all[module][1]
+
+    def drop(self, module) -> None:
+        """Keep nothing for the module any more."""
+        self._all.pop(module, None)

@@ -224,7 +224,7 @@ class SegmentedPass:
                 break  # wait for a whole block
             self._front(self.encoded, stop, last and stop == ready)
             self.encoded = stop
-            if self.waiting_frames >= self.segment:
+            if self.waiting_frames >= (self.segment if self.wave is None else 1):
                 outputs.append(self._run(False))
         keep = max(0, (self.encoded - MARGIN) * factor)
         if keep > self.base:

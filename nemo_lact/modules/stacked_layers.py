@@ -15,6 +15,11 @@ def stacked_layers(encoder, dtype: torch.dtype) -> 'StackedLayers':
     return _kept.get(encoder, key, lambda: StackedLayers(encoder.layers, dtype))
 
 
+def forget_layers(encoder) -> None:
+    """Give back the memory of what `stacked_layers` keeps."""
+    _kept.drop(encoder)
+
+
 def products_dtype(encoder) -> torch.dtype:
     """Of the linear layers here and now: autocast's, or the parameters' own."""
     weight = encoder.norm_out.weight

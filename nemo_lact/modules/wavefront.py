@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_lact.modules.fast_weights import MemoryState
-from nemo_lact.modules.stacked_layers import products_dtype, stacked_layers
+from nemo_lact.modules.stacked_layers import forget_layers, products_dtype, stacked_layers
 from nemo_lact.modules.wave_step import WaveStep, delay, fast_memory_problem
 
 LEAST_CHUNKS = 8  # of the longest row: before and after the input, some layers run for nothing
@@ -143,8 +143,9 @@ class Wavefront:
 
 
 def forget(encoder) -> None:
-    """Give back the memory kept for the next input: buffers and the recorded step."""
+    """Give back the memory kept for the next input: buffers, the recorded step, the stacked parameters."""
     _idle.pop(encoder, None)
+    forget_layers(encoder)
 
 
 def _recorded(step: WaveStep) -> 'torch.cuda.CUDAGraph':
