@@ -9,7 +9,7 @@ products. Upstream computes Newton-Schulz in bf16 and is run, not checked: its u
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import statistics
 import sys
@@ -53,11 +53,8 @@ def ours(function, args: dict):
 
 def upstream(folder: Path, module: str, name: str, args: dict):
     """The same sizes through a function of an upstream checkout, [B · H, T, d]."""
-    sys.path.insert(0, str(folder / 'lact_llm'))
-    spec = importlib.util.spec_from_file_location(module, folder / 'lact_llm' / 'lact_model' / f'{module}.py')
-    loaded = importlib.util.module_from_spec(spec)
-    loaded.__package__ = 'lact_model'
-    spec.loader.exec_module(loaded)
+    sys.path.insert(0, str(folder / 'lact_llm' / 'lact_model'))  # not as a package: that needs transformers and FLA
+    loaded = importlib.import_module(module)
 
     def flat(x):
         return x.detach().flatten(0, 1).contiguous().requires_grad_()

@@ -91,7 +91,7 @@ def section(report: dict) -> list[str]:
         lines += task_table(report, task, gpu)
     for record in report.get('profiles', []):
         lines += [
-            f'Profile of {record["task"]}, {report["rows"][-1]["contestant"]}: {record["launches"]} launches, '
+            f'Profile of {record["task"]}, {record["contestant"]}: {record["launches"]} launches, '
             f'{record["busy_ms"]:.1f} ms of kernels. Most:', '',
             '| ms | launches | µs each | kernel |', '| --- | --- | --- | --- |',
         ]  # fmt: skip

@@ -267,8 +267,10 @@ def main() -> None:
     for task in args.tasks:
         report['rows'] += run_task(task, encoders, args.rounds, args.precision, rate)
         if GPU and args.contestants[-1].startswith('LaCT'):
-            ops.use_implementation('auto')
-            report['profiles'].append(profile(encoders[args.contestants[-1]], task, args.precision))
+            who = args.contestants[-1]
+            ops.use_implementation(CONTESTANTS[who][1])
+            record = profile(encoders[who], task, args.precision)
+            report['profiles'].append({'contestant': who, **record})
         if path:  # after every task: a run cut short keeps what it has
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(report, indent=1))

@@ -240,8 +240,8 @@ class FastWeightMemory(nn.Module):
             return self._gated(x, lact_swiglu_frozen(q, weights, cfg.lact_chunk_size)), state
         k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
         out, weights, momentum, pending = lact_swiglu_step(
-            q, k, v, eta, mu, learn, weights, momentum, self.row_lengths(initial), self._pending(state, initial), filled,
-            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled,
+            q, k, v, eta, mu, learn, weights, momentum, self.row_lengths(initial), self._pending(state, initial),
+            filled, cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled,
         )  # fmt: skip
         return self._gated(x, out), self.packed(initial, weights, momentum, pending)
 
@@ -255,7 +255,9 @@ class FastWeightMemory(nn.Module):
         )  # fmt: skip
         return self.packed(initial, weights, momentum, pending)
 
-    def unpacked(self, state: MemoryState | None, batch: int, q: Tensor) -> tuple[FastWeights, FastWeights, FastWeights]:
+    def unpacked(
+        self, state: MemoryState | None, batch: int, q: Tensor
+    ) -> tuple[FastWeights, FastWeights, FastWeights]:
         """Initial weights [H, ., .], current weights and momentum [B, H, ., .] in the dtype to work in."""
         own = self.initial_weights()
         dtype = _working_dtype(own.w0, q)

@@ -6,7 +6,7 @@ import torch
 from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
 from torch import Tensor
 
-from nemo_lact.modules.kept import KeptFor, versions
+from nemo_lact.modules.kept import KeptFor
 
 try:
     from nemo_lact.ops import triton_front
@@ -34,12 +34,12 @@ class FrontEnd(ConvSubsampling):
         out = lengths
         for _ in range(self._sampling_num):
             out = (out + self._left_padding + self._right_padding - 3) // 2 + 1
-        weights = _kept.get(self, (dtype, *versions(self.parameters())), lambda: self._weights(dtype))
+        weights = _kept.get(self, dtype, self.parameters(), lambda: self._weights(dtype))
         with torch.autocast(x.device.type, enabled=False):
             return triton_front.front_forward(x, lengths, weights), out
 
     def why_not_fast(self, x: Tensor) -> str | None:
-        """What keeps the kernels from this input, in words; None where they run. NEMO_LACT_FRONT=reference does, too."""
+        """What keeps the kernels from this input, in words; None where they run. So does NEMO_LACT_FRONT=reference."""
         dtype = _products(x)
         if os.environ.get('NEMO_LACT_FRONT') == 'reference':
             return 'the reference is asked for'

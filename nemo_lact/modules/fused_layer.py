@@ -26,7 +26,9 @@ def sizes_of(config, layers: StackedLayers | None) -> pieces.Sizes:
     heads = config.num_lact_heads
     base, eps = (layers.lr_base, layers.norm_eps) if layers is not None else (0.0, 0.0)
     steps = 3 * heads * config.lr_dim
-    return pieces.Sizes(config.n_heads, heads, steps, config.use_momentum, config.rope_theta, not config.ttt_nope, base, eps)
+    return pieces.Sizes(
+        config.n_heads, heads, steps, config.use_momentum, config.rope_theta, not config.ttt_nope, base, eps
+    )
 
 
 def fused_layer(

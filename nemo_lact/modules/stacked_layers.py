@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.modules.kept import KeptFor, versions
+from nemo_lact.modules.kept import KeptFor
 from nemo_lact.ops import FastWeights
 
 _kept = KeptFor()
@@ -11,8 +11,8 @@ _kept = KeptFor()
 
 def stacked_layers(encoder, dtype: torch.dtype) -> 'StackedLayers':
     """Of the encoder's layers in the products' dtype; made anew when a parameter was changed or moved."""
-    key = dtype, *versions([*encoder.layers.parameters(), *encoder.layers.buffers()])
-    return _kept.get(encoder, key, lambda: StackedLayers(encoder.layers, dtype))
+    tensors = [*encoder.layers.parameters(), *encoder.layers.buffers()]
+    return _kept.get(encoder, dtype, tensors, lambda: StackedLayers(encoder.layers, dtype))
 
 
 def forget_layers(encoder) -> None:
@@ -106,7 +106,8 @@ class StackedLayers:
         convs = [layer.conv for layer in layers]
         first = convs[0]
         width = 2 * first.d_model
-        into, into_bias = self._folded([layer.norm_conv for layer in layers], [[conv.pointwise_conv1] for conv in convs])
+        norms = [layer.norm_conv for layer in layers]
+        into, into_bias = self._folded(norms, [[conv.pointwise_conv1] for conv in convs])
         out, out_bias = self._linear([conv.pointwise_conv2 for conv in convs])
         depth = torch.cat([conv.depthwise_conv.weight for conv in convs]).to(self.dtype)  # [L · D, 1, kernel]
         depth_bias = None

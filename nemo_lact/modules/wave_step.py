@@ -126,8 +126,9 @@ class WaveStep:
         p = torch.bmm(self._normed(x), layers.project).view(self.rows, chunk, -1)
         to = tuple(t[:, -chunk:] for t in (self.q, self.k, self.v, self.gate))
         inputs = self.pieces.split_projection(
-            p, layers.project_bias, layers.q_norm, layers.k_norm, layers.scale, layers.offset, moment.start, self.sizes, to
-        )
+            p, layers.project_bias, layers.q_norm, layers.k_norm, layers.scale, layers.offset, moment.start,
+            self.sizes, to,
+        )  # fmt: skip
         # With a delay the read is not needed before the next step: beside the rest, while `inputs` are kept alive.
         if self.side is None:
             self._remember(inputs, moment)

@@ -1,6 +1,5 @@
 """The memory one chunk at a time, in plain torch: for rows whose chunks come one after the other. See fast_steps.py."""
 
-import torch
 from torch import Tensor
 
 from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, read, update

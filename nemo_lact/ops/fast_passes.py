@@ -5,141 +5,27 @@ Weights, momenta and their gradients lie as [B, H, 3, d, d] in the order W0, W2,
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from nemo_lact.ops import newton_schulz_half
+from nemo_lact.ops.fast_launches import (
+    INTERPRETED,
+    PRODUCTS,
+    Sizes,
+    chunk_gradient,
+    hopper,
+    read_chunks,
+    row_stride,
+    update,
+)
 from nemo_lact.ops.triton_backward import (
     gradient_backward_kernel,
     momentum_backward_kernel,
     read_backward_kernel,
     rows_backward_kernel,
 )
-from nemo_lact.ops.triton_forward import chunk_gradient_kernel, factors_kernel, read_kernel, update_kernel
 
-try:
-    from nemo_lact.ops import hopper
-except ImportError:  # Triton before 3.5
-    hopper = None
-
-# Under TRITON_INTERPRET=1 (for tests without a GPU) a kernel is run by Python.
-INTERPRETED = not isinstance(read_kernel, triton.JITFunction)
-FUSED_WIDTH = 192  # 3 × 3 tiles of 64 fill the registers and the shared memory of one program
-PROGRAMS = 96  # fewer than this leave most of a GPU idle: the frames of a chunk are split to reach it
-# fp16 leaves its range in the gradient; the interpreter multiplies bf16 as if it were integers.
-MANY = 32  # matrices from which the chunk gradient without backward goes by torch's batched products
-# With bf16 operands and an fp32 result; since torch 2.8.
-WIDE_PRODUCTS = not INTERPRETED and 'dtype_out' in torch.ops.aten.bmm.overloads()
-PRODUCTS = torch.float32 if INTERPRETED else torch.bfloat16
-
-
-class _Sizes:
-    """Constants of the launches for one head width."""
-
-    def __init__(self, width: int, device: torch.device):
-        self.width = width
-        self.block = max(16, triton.next_power_of_2(width))
-        self.products = PRODUCTS
-        self.gemm = dict(
-            D=width, BLOCK_D=self.block, BLOCK_M=32, BLOCK_T=64,
-            DTYPE=tl.float32 if INTERPRETED else tl.bfloat16, num_warps=8, num_stages=2,
-        )  # fmt: skip
-        self.rows = dict(D=width, BLOCK_D=self.block, ROWS=16, num_warps=8)
-        self.elements = dict(D=width, BLOCK_D=self.block, BLOCK_T=16, num_warps=8)
-        tile = next(t for t in (16, 32, 64, 128, 256, 512) if 3 * t >= width)
-        self.read = {**self.gemm, 'BLOCK_T': 32, 'num_warps': 4}
-        self.update = dict(D=width, BLOCK=tile, num_warps=8)
-        self.hopper = None
-        if hopper and not INTERPRETED and torch.cuda.get_device_capability(device)[0] == 9:
-            tiles = triton.cdiv(width, 64)
-            self.hopper = dict(D=width, NT=tiles, num_warps=4) if tiles <= hopper.MAX_TILES else None
-
-    def shares(self, matrices: int, frames: int) -> tuple[tuple[int, int, int], int]:
-        """Grid of the chunk gradient, and the tiles of frames each of its programs sums."""
-        parts = triton.cdiv(self.width, self.gemm['BLOCK_M'])
-        tiles = triton.cdiv(frames, self.gemm['BLOCK_T'])
-        each = triton.cdiv(tiles, min(tiles, max(1, PROGRAMS // (matrices * parts))))
-        return (matrices, parts, triton.cdiv(tiles, each)), each
-
-
-def _wide_product(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """x y of half precision summed in fp32, to fp32."""
-    if INTERPRETED:
-        out.copy_(torch.bmm(x, y))
-    else:
-        torch.ops.aten.bmm.dtype_out(x, y, torch.float32, out=out)
-
-
-def chunk_gradient(sizes: _Sizes, shares, k, v, eta, valid, w, half, part: slice, gradient, factors, keep: bool):
-    """Sums over the frames `part` of the outer products of each row and head, to `gradient` [splits, B, H, 3, d, d].
-
-    Args:
-        shares: of `_Sizes.shares` for a full chunk.
-        k, v: [B, H, T, d]. eta: [B, H, T, 3, 1]. valid: [B, T].
-        w: [B or 1, H, 3, d, d] fp32; half: [B, H, 3, d, d] the same in the products' dtype, or None to make it.
-        factors: [B, H, T, 3, d], written with `keep`.
-    """
-    batch, heads, total, width = k.shape
-    frames = part.stop - part.start
-    if WIDE_PRODUCTS and not keep and batch * heads >= MANY:
-        half = w.to(sizes.products).expand(batch, -1, -1, -1, -1) if half is None else half
-        half = half.reshape(-1, 3, width, width)
-        k_, v_ = (x[:, :, part].to(sizes.products).reshape(-1, frames, width) for x in (k, v))
-        kw, dh = torch.bmm(k_, half[:, :2].flatten(1, 2).mT), torch.bmm(v_, half[:, 2])
-        made = kw.new_empty((batch * heads, frames, 3, width))
-        factors_kernel[(batch * heads, triton.cdiv(frames, sizes.elements['BLOCK_T']))](
-            kw, dh, eta, valid, made, heads, frames, part.start, *eta.stride()[:4], valid.stride(0), **sizes.elements,
-        )  # fmt: skip
-        made, out = made.flatten(2), gradient[0].view(-1, 3, width, width)
-        _wide_product(made[..., : 2 * width].mT, k_, out[:, :2].view(-1, 2 * width, width))
-        _wide_product(v_.mT, made[..., 2 * width :], out[:, 2])
-        return
-    grid, tiles = shares
-    chunk_gradient_kernel[grid](
-        k, v, eta, valid, w, gradient, factors, heads, total, part.start, part.stop,
-        *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), _stride(w), gradient.stride(0),
-        STEPS=tiles, KEEP=keep, **sizes.gemm,
-    )  # fmt: skip
-
-
-def _update(sizes: _Sizes, gradient, momentum, weights, lengths, mu, frames, index, chunk, muon, outs) -> None:
-    """One step of all matrices; writes new momentum, weights, their copy for products, and row ratios to `outs`.
-
-    lengths: [H, 3, d], or [B, H, 3, d] where rows are of different layers.
-    """
-    heads = lengths.size(-3)
-    rows = frames.size(0) * heads
-    m_new, w_new, half, ratio = outs
-    fused = sizes.width <= FUSED_WIDTH
-    old = m_new if momentum is None else momentum
-    arguments = (
-        gradient, old, weights, lengths, mu[:, :, index], frames[:, index], m_new, w_new, half, ratio,
-        heads, _stride(weights), _stride(old), lengths.stride(0) if lengths.dim() == 4 else 0, gradient.stride(0),
-        mu.stride(0), mu.stride(1), frames.stride(0), 1 / chunk,
-    )  # fmt: skip
-    options = dict(SPLITS=gradient.size(0), MOMENTUM=momentum is not None)
-    if muon and sizes.hopper:
-        hopper.update_kernel[(rows, 3)](*arguments, **options, **sizes.hopper)
-        return
-    update_kernel[(rows, 3)](*arguments, MUON=muon and fused, **options, **sizes.update)
-    if not muon or fused:
-        return
-    # Too wide for one program: the orthogonalisation by batched products, after M was made above.
-    m = m_new.view(-1, sizes.width, sizes.width)
-    size = torch.sqrt((m * m).sum(dim=(-2, -1), keepdim=True) + 1e-14)
-    step = newton_schulz_half.forward((m * (newton_schulz_half.SCALE / size)).half()).float()
-    step = step.view(frames.size(0), heads, 3, sizes.width, sizes.width) / newton_schulz_half.SCALE
-    learn = (frames[:, index] > 0)[:, None, None, None, None]
-    moved = weights + (frames[:, index].float() / chunk).clamp(max=1)[:, None, None, None, None] * step
-    scale = torch.where(learn, lengths[..., None] / torch.sqrt((moved * moved).sum(-1, keepdim=True) + 1e-12), 1.0)
-    w_new.copy_(torch.where(learn, moved * scale, weights))
-    half.copy_(w_new)
-    ratio.copy_(scale[..., 0])
-
-
-def _stride(x: Tensor) -> int:
-    """Step from one row of the batch to the next, 0 where all rows share one tensor."""
-    return 0 if x.size(0) == 1 else x.stride(0)
+__all__ = ['INTERPRETED', 'PRODUCTS', 'backward_pass', 'forward_pass']
 
 
 def forward_pass(
@@ -174,7 +60,7 @@ def forward_pass(
         the factors of the gradients [B, H, T, 3, d]; else empty tensors.
     """
     batch, heads, total, width = q.shape
-    sizes = _Sizes(width, q.device)
+    sizes = Sizes(width, q.device)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     weights, momentum = weights.contiguous(), momentum.contiguous()
     steps = frames.size(1)
@@ -198,9 +84,9 @@ def forward_pass(
         chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, factors, keep)
         at = index % stored
         outs = (ms[at], ws[at], halves[index + first], ratios[at])
-        _update(sizes, gradient, m if use_momentum else None, w, lengths, mu, frames, index, chunk, use_muon, outs)
+        update(sizes, gradient, m if use_momentum else None, w, lengths, mu, frames, index, chunk, use_muon, outs)
         w, m = ws[at], ms[at]
-    out = _read(sizes, q, halves, steps, chunk)
+    out = read_chunks(sizes, q, halves, steps, chunk)
     if keep:
         return out, ws, ms, ratios, halves, factors
     last = slice((steps - 1) % stored, (steps - 1) % stored + 1)
@@ -228,7 +114,7 @@ def backward_pass(
     q, k, v, eta, mu, weights, momentum, lengths, valid, frames = inputs
     ws, ms, ratios, halves, factors = kept
     batch, heads, total, width = q.shape
-    sizes = _Sizes(width, q.device)
+    sizes = Sizes(width, q.device)
     rows, steps = batch * heads, frames.size(1)
     shape = (batch, heads, 3, width, width)
 
@@ -263,7 +149,7 @@ def backward_pass(
         mu_parts = dw.new_empty((rows, 3))
         momentum_backward_kernel[(rows, 3)](
             d, x, size, dw, dm, m_old, w_old, mu[:, :, index], frames[:, index], z, mu_parts,
-            heads, _stride(m_old), _stride(w_old), mu.stride(0), mu.stride(1), frames.stride(0),
+            heads, row_stride(m_old), row_stride(w_old), mu.stride(0), mu.stride(1), frames.stride(0),
             MUON=use_muon, MOMENTUM=use_momentum, **sizes.rows,
         )  # fmt: skip
         if use_momentum:
@@ -281,7 +167,7 @@ def backward_pass(
     return dq, dk, dv, d_eta[..., None], d_mu, dw, dm, d_lengths.sum(dim=0)
 
 
-def _newton_schulz_backward(sizes: _Sizes, x: Tensor, d: Tensor) -> Tensor:
+def _newton_schulz_backward(sizes: Sizes, x: Tensor, d: Tensor) -> Tensor:
     if not sizes.hopper:
         return newton_schulz_half.backward(x, d)
     tiles = sizes.hopper['NT']
@@ -291,22 +177,7 @@ def _newton_schulz_backward(sizes: _Sizes, x: Tensor, d: Tensor) -> Tensor:
     return d
 
 
-def _read(sizes: _Sizes, q: Tensor, halves: Tensor, steps: int, chunk: int, out: Tensor | None = None) -> Tensor:
-    """f_W(q) with the weights of each chunk; laid out so that [B, T, H · d] is a view, or in `out` [B, H, T, d]."""
-    batch, heads, total, width = q.shape
-    if out is None:
-        out = q.new_empty((batch, total, heads, width)).transpose(1, 2)
-    if steps == 0:
-        return out
-    grid = (triton.cdiv(min(chunk, total), sizes.read['BLOCK_T']), steps, batch * heads)
-    read_kernel[grid](
-        q, halves, out, heads, total, chunk,
-        *q.stride()[:3], halves.stride(0), halves.stride(1), *out.stride()[:3], **sizes.read,
-    )  # fmt: skip
-    return out
-
-
-def _read_backward(sizes: _Sizes, q: Tensor, half: Tensor, d_out: Tensor, dq: Tensor) -> Tensor:
+def _read_backward(sizes: Sizes, q: Tensor, half: Tensor, d_out: Tensor, dq: Tensor) -> Tensor:
     """Writes dq, returns the gradient of the weights [B·H, 3, d, d] in the products' dtype."""
     width, frames = sizes.width, q.size(2)
     q, d_out = (x.to(sizes.products).reshape(-1, frames, width) for x in (q, d_out))  # [B·H, C, d]
@@ -324,7 +195,7 @@ def _read_backward(sizes: _Sizes, q: Tensor, half: Tensor, d_out: Tensor, dq: Te
     return dw
 
 
-def _gradient_backward(sizes: _Sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta) -> Tensor:
+def _gradient_backward(sizes: Sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta) -> Tensor:
     """Writes dk, dv and d_eta of one chunk, returns the gradient of the old weights [B·H, 3, d, d]."""
     width, heads = sizes.width, k.size(1)
     shape = k[:, :, part].shape

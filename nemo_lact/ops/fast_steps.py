@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_passes import FUSED_WIDTH, _read, _Sizes, _update, chunk_gradient
+from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, read_chunks, update
 from nemo_lact.ops.fast_weights import FastWeights
 
 
@@ -23,7 +23,7 @@ class FastChunks:
         self.lengths = _packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
         rows, heads, _, width = self.lengths.shape
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
-        self.sizes = _Sizes(width, self.lengths.device)
+        self.sizes = Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
         self.shares = self.sizes.shares(rows * heads, chunk)
         self.weights, self.momentum = self.lengths.new_zeros(shape), self.lengths.new_zeros(shape)
@@ -44,14 +44,14 @@ class FastChunks:
         return tuple(FastWeights(x[:, :, 0], x[:, :, 2], x[:, :, 1]) for x in (self.weights, self.momentum))
 
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
-        """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] its mean gate, valid [R, C], frames [R] int32."""
+        """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] mean gate, valid [R, C], frames [R] int32."""
         w, m = self.weights, self.momentum
         chunk_gradient(
             self.sizes, self.shares, k, v, eta, valid, w, self.halves[0], slice(0, k.size(2)), self.gradient,
             self.gradient, False,
         )  # fmt: skip
         outs = (m, self.moved, self.halves[0], self.ratio)
-        _update(
+        update(
             self.sizes, self.gradient, m if self.momentous else None, w, self.lengths, mu[:, :, None],
             frames[:, None], 0, self.chunk, self.muon, outs,
         )  # fmt: skip
@@ -60,4 +60,4 @@ class FastChunks:
 
     def read(self, q: Tensor, out: Tensor) -> None:
         """f_W(q) of q [R, H, C, d], with the weights as they stand, to `out`."""
-        _read(self.sizes, q, self.halves, 1, self.chunk, out)
+        read_chunks(self.sizes, q, self.halves, 1, self.chunk, out)

@@ -55,7 +55,15 @@ def _per_row(weight: Tensor, rows: int) -> Tensor:
 
 
 def moment(
-    step: Tensor, lag: int, behind: int, keys: int, chunk: int, frames: Tensor, learn: Tensor, offset: Tensor, layers: int
+    step: Tensor,
+    lag: int,
+    behind: int,
+    keys: int,
+    chunk: int,
+    frames: Tensor,
+    learn: Tensor,
+    offset: Tensor,
+    layers: int,
 ) -> Moment:
     """Where the rows stand in a step: layer l takes in chunk step − lag · l.
 
@@ -123,7 +131,8 @@ def split_projection(
         return rotate(y, cos, sin).transpose(1, 2).flatten(2)
 
     def unit(x: Tensor, which: int) -> Tensor:
-        y = F.silu(x * _per_row(scale[:, which], rows)[:, None].to(low) + _per_row(offset[:, which], rows)[:, None].to(low))
+        own_scale, own_offset = (_per_row(t[:, which], rows)[:, None].to(low) for t in (scale, offset))
+        y = F.silu(x * own_scale + own_offset)
         if sizes.memory_rotates:
             y = rotate(_split_heads(y, sizes.heads), cos, sin).transpose(1, 2).flatten(2)
         y = _split_heads(y, sizes.memory_heads).to(wide)

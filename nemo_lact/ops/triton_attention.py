@@ -1,6 +1,6 @@
 """Window attention without gradients in one Triton kernel: no copies of neighbouring blocks, no mask in memory.
 
-Tested in Triton's interpreter; not yet timed on a GPU, so NEMO_LACT_ATTENTION=triton has to ask for it.
+Layers by kernels (modules/fused_layer.py, wave_step.py) take it; the plain ones with NEMO_LACT_ATTENTION=triton.
 """
 
 import os

@@ -244,7 +244,8 @@ def update_kernel(
     """One matrix a program: M <- Σ g + μ M, orthogonalised, W <- rows of W + M scaled back to their length.
 
     Grid (B·H, 3); g [splits, B·H, 3, d, d], outputs [B·H, 3, d, d] fp32 (half: the products' dtype),
-    w, m [B or 1, H, 3, d, d], len [H, 3, d] (or [B, H, 3, d]), ratio [B·H, 3, d], mu [B, H], frames [B] of the chunk. d ≤ 3 · BLOCK.
+    w, m [B or 1, H, 3, d, d], len [H, 3, d] or [B, H, 3, d], ratio [B·H, 3, d], mu [B, H], frames [B] of the
+    chunk. d ≤ 3 · BLOCK.
     """
     bh, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads

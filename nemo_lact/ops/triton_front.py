@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+
 @triton.jit
 def _first_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, len_ptr, out_ptr,
@@ -113,7 +114,7 @@ def _taps(conv) -> tuple[Tensor, Tensor]:
 
 
 def front_forward(x: Tensor, length: Tensor, weights: FrontWeights) -> Tensor:
-    """[B, T, F] features (any strides), [B] int64 valid frames -> [B, T', D]. What lies beyond the length is not read."""
+    """[B, T, F] features of any strides, [B] int64 valid frames -> [B, T', D]. Nothing beyond the length is read."""
     batch, frames, bins = x.shape
     pad, pads = weights.pad, weights.pads
 

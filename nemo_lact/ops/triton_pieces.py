@@ -28,7 +28,8 @@ def _near_kernel(
     half = W // 2
     both = (t < frames)[:, None] & (c < half)[None, :]
     low = head * W + c
-    turns = tl.load(freq_ptr + c, mask=c < half, other=0.0)[None, :] * (tl.load(start_ptr + r) + t).to(tl.float64)[:, None]
+    position = (tl.load(start_ptr + r) + t).to(tl.float64)
+    turns = tl.load(freq_ptr + c, mask=c < half, other=0.0)[None, :] * position[:, None]
     turns = (turns - tl.floor(turns)).to(tl.float32)  # whole turns taken off in float64, the rest may be float32
     angle = turns * 6.283185307179586
     cos, sin = tl.cos(angle), tl.sin(angle)
@@ -123,7 +124,9 @@ def _add_read_kernel(
 
 
 @triton.jit
-def _swiglu_kernel(x_ptr, bias_ptr, out_ptr, rows, rows_a_layer, F: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _swiglu_kernel(
+    x_ptr, bias_ptr, out_ptr, rows, rows_a_layer, F: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     both = (m < rows)[:, None] & (c < F)[None, :]
@@ -131,7 +134,8 @@ def _swiglu_kernel(x_ptr, bias_ptr, out_ptr, rows, rows_a_layer, F: tl.constexpr
     at = m[:, None] * 2 * F + c[None, :]
     gate = tl.load(x_ptr + at, mask=both, other=0.0).to(tl.float32) + tl.load(bias, mask=both, other=0.0)
     up = tl.load(x_ptr + at + F, mask=both, other=0.0).to(tl.float32) + tl.load(bias + F, mask=both, other=0.0)
-    tl.store(out_ptr + m[:, None] * F + c[None, :], (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=both)
+    hidden = gate * tl.sigmoid(gate) * up
+    tl.store(out_ptr + m[:, None] * F + c[None, :], hidden.to(out_ptr.dtype.element_ty), mask=both)
 
 
 @triton.jit
@@ -251,7 +255,15 @@ def swiglu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def moment(
-    step: Tensor, lag: int, behind: int, keys: int, chunk: int, frames: Tensor, learn: Tensor, offset: Tensor, layers: int
+    step: Tensor,
+    lag: int,
+    behind: int,
+    keys: int,
+    chunk: int,
+    frames: Tensor,
+    learn: Tensor,
+    offset: Tensor,
+    layers: int,
 ) -> Moment:
     """As pieces.moment."""
     rows = layers * frames.size(0)
@@ -282,6 +294,7 @@ def mean_gate(mu: Tensor, moment: Moment) -> Tensor:
     rows, heads, chunk = mu.shape
     out = mu.new_empty((rows, heads))
     _mean_gate_kernel[(rows, heads)](
-        mu.transpose(1, 2), moment.valid, moment.count, out, heads, chunk, BLOCK=triton.next_power_of_2(chunk), num_warps=4
-    )
+        mu.transpose(1, 2), moment.valid, moment.count, out, heads, chunk,
+        BLOCK=triton.next_power_of_2(chunk), num_warps=4,
+    )  # fmt: skip
     return out

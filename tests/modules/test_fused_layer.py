@@ -31,7 +31,7 @@ def test_equals_the_modules(tiny, contract, options, adaptation):
     start = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     tables = rotary_tables(torch.arange(40, device=DEVICE), 8, 10000.0)
     state = other = None
-    for index in (0, 1):  # the second with a state, as if the same layer went on
+    for _ in range(2):  # the second with a state, as if the same layer went on
         layer = encoder.layers[1]
         out, state = fused_layer(layer, layers, 1, x, valid, start, (8, 8), adaptation, state, True, None)
         truth, other = layer(x.float(), valid, *tables, (8, 8), adaptation, other, True)

@@ -36,7 +36,7 @@ def encoder(request, tiny):
     encoder = LaCTEncoder(**{**tiny, 'n_layers': 3, **VARIANTS[request.param], 'segment_frames': 48}).eval()
     for parameter in encoder.layers.parameters():  # norms and biases start as ones and zeros, which hide mistakes
         parameter.data += 0.05 * torch.randn_like(parameter)
-    for name, buffer in encoder.named_buffers():
+    for buffer in encoder.buffers():
         if buffer.is_floating_point():
             buffer += 0.3 * torch.rand_like(buffer)
     return encoder

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip('triton')
 
-from nemo_lact.ops import fast_passes, pieces, triton_pieces, window_attention  # noqa: E402
+from nemo_lact.ops import fast_launches, pieces, triton_pieces, window_attention  # noqa: E402
 from nemo_lact.ops.attention import triton_attention  # noqa: E402
 from nemo_lact.ops.chunks import ReferenceChunks  # noqa: E402
 from nemo_lact.ops.fast_steps import FastChunks  # noqa: E402
@@ -50,7 +50,8 @@ def test_projection_is_taken_apart(contract, heads, memory_heads, width, momentu
 
 
 def test_read_is_added(contract):
-    near, gate, norm = randn(ROWS, FRAMES, 48).to(DTYPE), randn(ROWS, 2 * FRAMES, 3)[:, FRAMES:], 1 + 0.1 * randn(LAYERS, 16)
+    near, norm = randn(ROWS, FRAMES, 48).to(DTYPE), 1 + 0.1 * randn(LAYERS, 16)
+    gate = randn(ROWS, 2 * FRAMES, 3)[:, FRAMES:]
     read = randn(ROWS, 2 * FRAMES, 48).to(DTYPE)[:, FRAMES:]
     a, b = (module.add_read(near, read, gate, norm, 1e-6) for module in (pieces, triton_pieces))
     contract('pieces: gated read (bf16)', error(b, a), 1e-2)
@@ -73,8 +74,8 @@ def test_attention_of_the_last_frames(contract):
 @pytest.mark.parametrize('muon, momentum', [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize('many', [1, 1000])  # the chunk gradient by batched products, and by its own kernel
 def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, many):
-    monkeypatch.setattr(fast_passes, 'WIDE_PRODUCTS', True)
-    monkeypatch.setattr(fast_passes, 'MANY', many)
+    monkeypatch.setattr(fast_launches, 'WIDE_PRODUCTS', True)
+    monkeypatch.setattr(fast_launches, 'MANY', many)
     heads, chunk, unit = 2 if GPU else 1, 2 * width, torch.nn.functional.normalize
     initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
     lengths = FastWeights(*(row_length(w) for w in initial))
@@ -85,14 +86,15 @@ def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, many):
         q, k, v = (unit(randn(ROWS, chunk, heads, width), dim=-1).to(DTYPE).transpose(1, 2) for _ in range(3))
         frames = torch.tensor(valid_frames, dtype=torch.int32, device=DEVICE)
         valid = torch.arange(chunk, device=DEVICE) < frames[:, None]
-        eta, mu = 0.001 * (1 + torch.rand(ROWS, heads, chunk, 3, 1, device=DEVICE)), torch.rand(ROWS, heads, device=DEVICE)
+        eta = 0.001 * (1 + torch.rand(ROWS, heads, chunk, 3, 1, device=DEVICE))
+        mu = torch.rand(ROWS, heads, device=DEVICE)
         outs = []
         for memory in both:
             before = memory.state()[0].w0.clone()
-            float_first = (lambda x: x.float()) if memory is both[0] else (lambda x: x)
-            memory.learn(float_first(k), float_first(v), eta, mu, valid, frames)
-            out = torch.empty(ROWS, heads, chunk, width, device=DEVICE, dtype=torch.float32 if memory is both[0] else DTYPE)
-            memory.read(float_first(q), out)
+            dtype = torch.float32 if memory is both[0] else DTYPE
+            memory.learn(k.to(dtype), v.to(dtype), eta, mu, valid, frames)
+            out = torch.empty(ROWS, heads, chunk, width, device=DEVICE, dtype=dtype)
+            memory.read(q.to(dtype), out)
             outs.append(out)
             still = frames == 0
             assert torch.equal(memory.state()[0].w0[still], before[still])
