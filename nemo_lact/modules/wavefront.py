@@ -15,6 +15,7 @@ from torch import Tensor
 from nemo_lact.modules.fast_weights import MemoryState
 from nemo_lact.modules.stacked_layers import forget_layers, products_dtype, stacked_layers
 from nemo_lact.modules.wave_step import WaveStep, delay, fast_memory_problem
+from nemo_lact.ops.cuda_graphs import record
 
 LEAST_CHUNKS = 8  # of the longest row: before and after the input, some layers run for nothing
 _choice = os.environ.get('NEMO_LACT_WAVEFRONT', 'auto')
@@ -128,7 +129,7 @@ class Wavefront:
         if self.graph is not None:
             self.graph.replay()
         elif self.steps > 0 and self.step.frames_in.is_cuda:
-            self.graph = _recorded(self.step)
+            self.graph, _ = record(self.step)
             self.graph.replay()
         else:
             self.step()  # the first: it also compiles kernels, which cannot be recorded
@@ -146,15 +147,3 @@ def forget(encoder) -> None:
     """Give back the memory kept for the next input: buffers, the recorded step, the stacked parameters."""
     _idle.pop(encoder, None)
     forget_layers(encoder)
-
-
-def _recorded(step: WaveStep) -> 'torch.cuda.CUDAGraph':
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    torch.cuda.synchronize()  # and not torch.cuda.graph(), which also collects garbage: 0.1 s
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode='thread_local')
-        try:
-            step()
-        finally:
-            graph.capture_end()
-    return graph

@@ -5,6 +5,7 @@ once are not recorded, and only the last few recordings are kept.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +39,21 @@ def _record(function, tensors, options):
     places = tuple(torch.empty_like(_once(t)) for t in tensors)
     for place, tensor in zip(places, tensors):
         place.copy_(_once(tensor))
+    graph, results = record(lambda: function(*(p.expand(t.shape) for p, t in zip(places, tensors)), *options))
+    return graph, places, results
+
+
+def record(function) -> tuple['torch.cuda.CUDAGraph', Any]:
+    """The launches of function() as a graph, and its result, which a replay fills. All it calls has run before."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()  # and not torch.cuda.graph(), which also collects garbage: 0.1 s
     with torch.cuda.stream(stream):
         graph.capture_begin(capture_error_mode='thread_local')
         try:
-            results = function(*(p.expand(t.shape) for p, t in zip(places, tensors)), *options)
+            results = function()
         finally:
             graph.capture_end()
-    return graph, places, results
+    return graph, results
 
 
 def _run(graph, places, results, tensors) -> tuple[Tensor, ...]:
