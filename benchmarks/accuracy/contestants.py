@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import nemo_lact  # noqa: F401  registers LaCTEncoder with NeMo
 
-FRONT = dict(feat_in=80, subsampling="dw_striding", subsampling_factor=8, subsampling_conv_channels=96)
+FRONT = dict(feat_in=80, subsampling='dw_striding', subsampling_factor=8, subsampling_conv_channels=96)
 CONFORMER = dict(
     _target_='nemo.collections.asr.modules.ConformerEncoder', **FRONT, d_model=256, n_layers=8, n_heads=4,
     ff_expansion_factor=4, conv_kernel_size=9, dropout=0.05, dropout_pre_encoder=0.05, dropout_att=0.05, use_bias=True,
@@ -22,20 +22,20 @@ LACT = dict(
 )  # fmt: skip
 LACT_CONFORMER = LACT | dict(n_layers=8, macaron=True, conv_kernel_size=9)
 ENCODERS = {
-    "FastConformer full": CONFORMER | dict(self_attention_model="rel_pos", att_context_size=[-1, -1]),
-    "FastConformer local": CONFORMER | dict(self_attention_model="rel_pos_local_attn", att_context_size=[64, 64]),
-    "LaCT transformer": LACT | dict(n_layers=14),
-    "LaCT-Conformer": LACT_CONFORMER,
-    "LaCT-Conformer, memory not learning": LACT_CONFORMER | dict(adaptation=False),
+    'FastConformer full': CONFORMER | dict(self_attention_model='rel_pos', att_context_size=[-1, -1]),
+    'FastConformer local': CONFORMER | dict(self_attention_model='rel_pos_local_attn', att_context_size=[64, 64]),
+    'LaCT transformer': LACT | dict(n_layers=14),
+    'LaCT-Conformer': LACT_CONFORMER,
+    'LaCT-Conformer, memory not learning': LACT_CONFORMER | dict(adaptation=False),
     # ablations of LaCT-Conformer
-    "chunk 32": LACT_CONFORMER | dict(lact_chunk_size=32),
-    "chunk 512": LACT_CONFORMER | dict(lact_chunk_size=512),
-    "window 16": LACT_CONFORMER | dict(att_context_size=[16, 16]),
-    "window 16, memory not learning": LACT_CONFORMER | dict(att_context_size=[16, 16], adaptation=False),
-    "Muon": LACT_CONFORMER | dict(use_muon=True, base_lr=0.001),
-    "no momentum": LACT_CONFORMER | dict(use_momentum=False),
-    "causal": LACT_CONFORMER | dict(lact_mode="causal"),
-    "base_lr 0.001": LACT_CONFORMER | dict(base_lr=0.001),
+    'chunk 32': LACT_CONFORMER | dict(lact_chunk_size=32),
+    'chunk 512': LACT_CONFORMER | dict(lact_chunk_size=512),
+    'window 16': LACT_CONFORMER | dict(att_context_size=[16, 16]),
+    'window 16, memory not learning': LACT_CONFORMER | dict(att_context_size=[16, 16], adaptation=False),
+    'Muon': LACT_CONFORMER | dict(use_muon=True, base_lr=0.001),
+    'no momentum': LACT_CONFORMER | dict(use_momentum=False),
+    'causal': LACT_CONFORMER | dict(lact_mode='causal'),
+    'base_lr 0.001': LACT_CONFORMER | dict(base_lr=0.001),
 }
 MEL = (-7.5, 4.0)  # about the mean and deviation of log mel features of speech
 
@@ -70,17 +70,17 @@ def tokenizer(texts: list[str], folder: Path, size: int = 256) -> Path:
     import sentencepiece
 
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tokenizer.model").exists():
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-            file.write("\n".join(texts))
+    if not (folder / 'tokenizer.model').exists():
+        with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
+            file.write('\n'.join(texts))
             file.flush()
             sentencepiece.SentencePieceTrainer.train(
                 input=file.name, model_prefix=str(folder / 'tokenizer'), vocab_size=size, model_type='bpe',
                 bos_id=-1, eos_id=-1, character_coverage=1.0, minloglevel=2,
             )  # fmt: skip
-        processor = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        processor = sentencepiece.SentencePieceProcessor(str(folder / 'tokenizer.model'))
         pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-        (folder / "vocab.txt").write_text("\n".join(p.replace("▁", "") or "##" for p in pieces))
+        (folder / 'vocab.txt').write_text('\n'.join(p.replace('▁', '') or '##' for p in pieces))
     return folder
 
 

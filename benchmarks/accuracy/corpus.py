@@ -27,10 +27,10 @@ from nemo_lact.data.espeak import espeak
 from nemo_lact.data.synthetic import VARIANTS
 
 RATE = 16000
-ACCENTS = ["en-us"] * 5 + ["en-gb-x-rp", "en-gb-scotland", "en-029"]
-HELD_OUT = ("f3", "m5", "Annie", "Mike", "linda", "Diogo")  # variants that speak in tests only
-TEST = [("en-us+f3", 55, 165), ("en-gb-x-rp+Annie", 50, 155), ("en-us+Mike", 40, 190)]
-FLITE = {"slt": (150, 190), "rms": (85, 115), "awb": (95, 130)}  # Hz, mean pitch
+ACCENTS = ['en-us'] * 5 + ['en-gb-x-rp', 'en-gb-scotland', 'en-029']
+HELD_OUT = ('f3', 'm5', 'Annie', 'Mike', 'linda', 'Diogo')  # variants that speak in tests only
+TEST = [('en-us+f3', 55, 165), ('en-gb-x-rp+Annie', 50, 155), ('en-us+Mike', 40, 190)]
+FLITE = {'slt': (150, 190), 'rms': (85, 115), 'awb': (95, 130)}  # Hz, mean pitch
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Job:
     hours: float
     texts: tuple[str, ...]
     seed: int
-    engine: str = "espeak"
+    engine: str = 'espeak'
     voice: tuple | None = None  # voice, pitch, rate; None draws speakers
     utterances: int = 40  # per speaker
 
@@ -50,11 +50,11 @@ class Shard:
     """Writes OUT/name.i16 and OUT/name.jsonl."""
 
     def __init__(self, folder: Path, name: str):
-        self.sound, self.lines = open(folder / f"{name}.i16", "wb"), open(folder / f"{name}.jsonl", "w")
+        self.sound, self.lines = open(folder / f'{name}.i16', 'wb'), open(folder / f'{name}.jsonl', 'w')
         self.samples = 0
 
     def add(self, samples: np.ndarray, **row) -> None:
-        self.lines.write(json.dumps(dict(start=self.samples, samples=len(samples), **row)) + "\n")
+        self.lines.write(json.dumps(dict(start=self.samples, samples=len(samples), **row)) + '\n')
         self.sound.write((samples * 32767).clip(-32768, 32767).astype(np.int16).tobytes())
         self.samples += len(samples)
 
@@ -65,13 +65,13 @@ class Shard:
 
 def speak(folder: Path, job: Job) -> float:
     """Makes one shard; returns its hours."""
-    rng, shard, said = random.Random(f"{job.engine} {job.seed}"), Shard(folder, job.name), 0
+    rng, shard, said = random.Random(f'{job.engine} {job.seed}'), Shard(folder, job.name), 0
     texts = rng.sample(job.texts, len(job.texts))
     while shard.samples < job.hours * 3600 * RATE:
         text = texts[said % len(texts)]
         if said % job.utterances == 0:
             who = job.voice or _draw(rng, job.engine)
-        if job.engine == "espeak":
+        if job.engine == 'espeak':
             samples = audio.resample(espeak().say(text, *who), espeak().sample_rate, RATE)
         else:
             samples = audio.resample(*flite.say(text, *who), RATE)
@@ -81,17 +81,17 @@ def speak(folder: Path, job: Job) -> float:
             continue
         samples = samples[max(0, loud[0] - 800) : loud[-1] + 800]
         samples = 0.5 * samples / np.abs(samples).max()
-        shard.add(samples, text=text, speaker=f"{job.engine}-{'-'.join(map(str, who))}", source=job.engine)
+        shard.add(samples, text=text, speaker=f'{job.engine}-{"-".join(map(str, who))}', source=job.engine)
     shard.close()
     return shard.samples / RATE / 3600
 
 
 def _draw(rng: random.Random, engine: str) -> tuple:
-    if engine == "flite":
+    if engine == 'flite':
         voice = rng.choice(list(FLITE))
         return voice, rng.randint(*FLITE[voice]), round(rng.uniform(0.8, 1.25), 2)
     variant = rng.choice([v for v in VARIANTS if v not in HELD_OUT])
-    return f"{rng.choice(ACCENTS)}+{variant}", rng.randrange(20, 81, 2), rng.randrange(120, 216, 5)
+    return f'{rng.choice(ACCENTS)}+{variant}', rng.randrange(20, 81, 2), rng.randrange(120, 216, 5)
 
 
 def copy(folder: Path, name: str, source: str, manifest: Path) -> float:
@@ -99,54 +99,54 @@ def copy(folder: Path, name: str, source: str, manifest: Path) -> float:
     shard = Shard(folder, name)
     for line in manifest.read_text().splitlines():
         row = json.loads(line)
-        samples = audio.resample(*audio.read(manifest.parent / row["audio_filepath"]), RATE)
+        samples = audio.resample(*audio.read(manifest.parent / row['audio_filepath']), RATE)
         samples = 0.5 * samples / max(0.01, np.abs(samples).max())
-        shard.add(samples, text=row["text"], speaker=row.get("speaker", source), source=source)
+        shard.add(samples, text=row['text'], speaker=row.get('speaker', source), source=source)
     shard.close()
     return shard.samples / RATE / 3600
 
 
-def load(folder: Path, names: str = "train") -> list[dict]:
+def load(folder: Path, names: str = 'train') -> list[dict]:
     """Rows of all shards whose name starts with `names`; `sound` is the utterance, int16 [samples], on disk."""
     rows = []
-    for path in sorted(folder.glob(f"{names}*.jsonl")):
-        sound = np.memmap(path.with_suffix(".i16"), np.int16, "r")
+    for path in sorted(folder.glob(f'{names}*.jsonl')):
+        sound = np.memmap(path.with_suffix('.i16'), np.int16, 'r')
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            rows.append(row | {"sound": sound[row["start"] : row["start"] + row["samples"]]})
+            rows.append(row | {'sound': sound[row['start'] : row['start'] + row['samples']]})
     if not rows:
-        raise FileNotFoundError(f"no {names}*.jsonl in {folder}: benchmarks/accuracy/corpus.py makes them")
+        raise FileNotFoundError(f'no {names}*.jsonl in {folder}: benchmarks/accuracy/corpus.py makes them')
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--hours", type=float, default=30.0, help="of espeak-ng for training")
-    parser.add_argument("--flite-hours", type=float, default=0.0)
-    parser.add_argument("--test-hours", type=float, default=1.0, help="of each of the three test voices")
+    parser.add_argument('output', type=Path)
+    parser.add_argument('--texts', type=Path, required=True)
+    parser.add_argument('--hours', type=float, default=30.0, help='of espeak-ng for training')
+    parser.add_argument('--flite-hours', type=float, default=0.0)
+    parser.add_argument('--test-hours', type=float, default=1.0, help='of each of the three test voices')
     parser.add_argument(
-        "--manifests", nargs="*", default=[], help='name:path; "test" in the name keeps it out of training'
+        '--manifests', nargs='*', default=[], help='name:path; "test" in the name keeps it out of training'
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     began, texts = time.monotonic(), args.texts.read_text().splitlines()
-    train, test = (tuple(t for t in texts if split(t) == part) for part in ("train", "test"))
-    jobs = [Job(f"test-voice{i}", args.test_hours, test, i, voice=v, utterances=10**9) for i, v in enumerate(TEST)]
+    train, test = (tuple(t for t in texts if split(t) == part) for part in ('train', 'test'))
+    jobs = [Job(f'test-voice{i}', args.test_hours, test, i, voice=v, utterances=10**9) for i, v in enumerate(TEST)]
     jobs += [
-        Job(f"train-flite{i}", args.flite_hours / 8, train, i, "flite") for i in range(8 if args.flite_hours else 0)
+        Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]
     shards = max(1, 3 * args.jobs)
-    jobs += [Job(f"train-espeak{i}", args.hours / shards, train, i) for i in range(shards)]
-    manifests = [m.split(":", 1) for m in args.manifests]
+    jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i) for i in range(shards)]
+    manifests = [m.split(':', 1) for m in args.manifests]
     with ProcessPoolExecutor(args.jobs) as pool:
-        made = [pool.submit(copy, args.output, n if "test" in n else f"train-{n}", n, Path(p)) for n, p in manifests]
+        made = [pool.submit(copy, args.output, n if 'test' in n else f'train-{n}', n, Path(p)) for n, p in manifests]
         made += [pool.submit(speak, args.output, job) for job in jobs]
         hours = sum(m.result() for m in made)
-    print(f"{hours:.1f} h of speech in {time.monotonic() - began:.0f} s, {args.jobs} processes")
+    print(f'{hours:.1f} h of speech in {time.monotonic() - began:.0f} s, {args.jobs} processes')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

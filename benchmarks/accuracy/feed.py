@@ -14,7 +14,7 @@ from torch import Tensor
 
 RATE = 16000
 PAUSE = (0.1, 0.7)  # seconds between joined utterances
-KINDS = {"short": 0.35, "middle": 0.35, "long": 0.3}
+KINDS = {'short': 0.35, 'middle': 0.35, 'long': 0.3}
 SHORT_ONLY = 0.15  # of the steps, at the beginning: rows of one utterance, from which alignments are learned fast
 
 
@@ -34,35 +34,35 @@ class Batches(torch.utils.data.IterableDataset):
         self.longest, self.seed = longest, seed
         self.people: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
-            self.people.setdefault(row["speaker"], []).append(i)
+            self.people.setdefault(row['speaker'], []).append(i)
         self.names = list(self.people)
-        seconds = [sum(rows[i]["samples"] for i in self.people[n]) for n in self.names]
-        chance = [s * weights.get(rows[self.people[n][0]]["source"], 1.0) for n, s in zip(self.names, seconds)]
+        seconds = [sum(rows[i]['samples'] for i in self.people[n]) for n in self.names]
+        chance = [s * weights.get(rows[self.people[n][0]]['source'], 1.0) for n, s in zip(self.names, seconds)]
         self.chance = list(itertools.accumulate(chance))
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = random.Random(f"{self.seed} {number}")
+        rng = random.Random(f'{self.seed} {number}')
         for step in range(number, self.steps, count):
             yield self._batch(rng, early=step < SHORT_ONLY * self.steps)
 
     def _batch(self, rng: random.Random, early: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kind = "short" if early else rng.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = 'short' if early else rng.choices(list(KINDS), list(KINDS.values()))[0]
         budget = self.minutes * 60 * RATE
-        if kind == "short":
+        if kind == 'short':
             # Like lengths together: from twice as many rows as needed a stretch of the sorted ones.
             people = rng.choices(self.names, cum_weights=self.chance, k=int(budget / (1.2 * RATE)))
-            found = sorted((rng.choice(self.people[name]) for name in people), key=lambda i: self.rows[i]["samples"])
+            found = sorted((rng.choice(self.people[name]) for name in people), key=lambda i: self.rows[i]['samples'])
             first = rng.randrange(len(found) // 2)
             rows, most = [], 0
             for i in found[first:]:
-                most = max(most, self.rows[i]["samples"])
+                most = max(most, self.rows[i]['samples'])
                 if most * (len(rows) + 1) > budget:
                     break
                 rows.append([i])
         else:
-            seconds = 16.0 if kind == "middle" else rng.uniform(24.0, self.longest)
+            seconds = 16.0 if kind == 'middle' else rng.uniform(24.0, self.longest)
             count = max(1, int(budget / (seconds * RATE)))
             rows = [self._joined(rng, seconds) for _ in range(count)]
         return self._collate(rows, rng)
@@ -73,20 +73,20 @@ class Batches(torch.utils.data.IterableDataset):
         row, samples = [], 0
         while True:
             i = rng.choice(utterances)
-            samples += self.rows[i]["samples"] + PAUSE[1] * RATE
+            samples += self.rows[i]['samples'] + PAUSE[1] * RATE
             if row and samples > seconds * RATE:
                 return row
             row.append(i)
 
     def _collate(self, rows: list[list[int]], rng: random.Random):
         pauses = [[int(rng.uniform(*PAUSE) * RATE) for _ in row] for row in rows]
-        lengths = [sum(self.rows[i]["samples"] for i in row) + sum(p[1:]) for row, p in zip(rows, pauses)]
+        lengths = [sum(self.rows[i]['samples'] for i in row) + sum(p[1:]) for row, p in zip(rows, pauses)]
         sound = np.zeros((len(rows), max(lengths)), np.int16)
         for target, row, pause in zip(sound, rows, pauses):
             at = 0
             for n, (i, gap) in enumerate(zip(row, pause)):
                 at += gap if n else 0
-                piece = self.rows[i]["sound"]
+                piece = self.rows[i]['sound']
                 target[at : at + len(piece)] = piece
                 at += len(piece)
         tokens = [[t for i in row for t in self.tokens[i]] for row in rows]
@@ -154,5 +154,5 @@ def _fast_length(samples: int) -> int:
 
 def faster(sound: Tensor, lengths: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """[B, T] float played `factor` times as fast, pitch and all; and the lengths."""
-    out = torch.nn.functional.interpolate(sound[:, None], scale_factor=1 / factor, mode="linear")[:, 0]
+    out = torch.nn.functional.interpolate(sound[:, None], scale_factor=1 / factor, mode='linear')[:, 0]
     return out, (lengths / factor).long().clamp(max=out.size(1))

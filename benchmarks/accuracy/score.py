@@ -13,7 +13,7 @@ import torch
 from corpus import load
 from feed import RATE, acoustics
 
-SESSIONS = {"30 s": 30, "2 min": 120, "10 min": 600, "1 h": 3600}
+SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
 AT_ONCE = 3 * 3700 * RATE  # samples of a batch, padding counted
 FULL_ATTENTION_MOST = 900  # seconds; at an hour its scores alone take more memory than a GPU has
 
@@ -22,24 +22,24 @@ def sessions(rows: list[dict], seconds: float) -> list[dict]:
     """Utterances of each speaker in their order, joined until `seconds`; the same seed gives the same pauses."""
     found, people = [], {}
     for row in rows:
-        people.setdefault(row["speaker"], []).append(row)
+        people.setdefault(row['speaker'], []).append(row)
     for name, utterances in people.items():
         rng, part, samples = random.Random(name), [], 0
         for row in utterances:
-            if part and samples + row["samples"] > seconds * RATE:
+            if part and samples + row['samples'] > seconds * RATE:
                 found.append(_join(part))
                 part, samples = [], 0
             pause = np.zeros(int(rng.uniform(0.1, 0.7) * RATE), np.int16)
             part.append((row, pause))
-            samples += row["samples"] + len(pause)
+            samples += row['samples'] + len(pause)
         found.append(_join(part))
     return found
 
 
 def _join(part: list) -> dict:
-    sound = np.concatenate([x for row, pause in part for x in (row["sound"], pause)])
-    text = " ".join(row["text"] for row, _ in part)
-    return dict(sound=sound, samples=len(sound), text=text, speaker=part[0][0]["speaker"])
+    sound = np.concatenate([x for row, pause in part for x in (row['sound'], pause)])
+    text = ' '.join(row['text'] for row, _ in part)
+    return dict(sound=sound, samples=len(sound), text=text, speaker=part[0][0]['speaker'])
 
 
 def test_sets(corpus: Path, most: float) -> dict[str, tuple[list[dict], bool]]:
@@ -48,49 +48,49 @@ def test_sets(corpus: Path, most: float) -> dict[str, tuple[list[dict], bool]]:
     def some(rows):  # of every speaker alike
         people, kept = {}, []
         for row in rows:
-            people.setdefault(row["speaker"], []).append(row)
+            people.setdefault(row['speaker'], []).append(row)
         for utterances in people.values():
             seconds = 0.0
             for row in utterances:
                 if seconds < most / len(people):
                     kept.append(row)
-                    seconds += row["samples"] / RATE
+                    seconds += row['samples'] / RATE
         return kept
 
-    voices, sets = some(load(corpus, "test-voice")), {}
-    for path in sorted(corpus.glob("test-*.jsonl")):
-        if not path.stem.startswith("test-voice"):
+    voices, sets = some(load(corpus, 'test-voice')), {}
+    for path in sorted(corpus.glob('test-*.jsonl')):
+        if not path.stem.startswith('test-voice'):
             rows = some(load(corpus, path.stem))
-            sets[f"{path.stem[5:]}, utterances"] = (rows, False)
-            sets[f"{path.stem[5:]}, sessions of 2 min"] = (sessions(rows, 120), False)
+            sets[f'{path.stem[5:]}, utterances'] = (rows, False)
+            sets[f'{path.stem[5:]}, sessions of 2 min'] = (sessions(rows, 120), False)
     for noisy in (False, True):
-        kind = "noisy" if noisy else "clean"
-        sets[f"utterances, {kind}"] = (voices, noisy)
+        kind = 'noisy' if noisy else 'clean'
+        sets[f'utterances, {kind}'] = (voices, noisy)
         for name, seconds in SESSIONS.items():
-            sets[f"{name}, {kind}"] = (sessions(voices, seconds), noisy)
+            sets[f'{name}, {kind}'] = (sessions(voices, seconds), noisy)
     return sets
 
 
 @torch.inference_mode()
 def transcribe(model, rows: list[dict], noisy: bool) -> list[str]:
     """Greedy CTC. Rows of like lengths go together; what noise a row gets depends on its place alone."""
-    device, order = model.device, sorted(range(len(rows)), key=lambda i: rows[i]["samples"])
-    texts, at = [""] * len(rows), 0
+    device, order = model.device, sorted(range(len(rows)), key=lambda i: rows[i]['samples'])
+    texts, at = [''] * len(rows), 0
     while at < len(order):
         stop = at + 1
-        while stop < len(order) and rows[order[stop]]["samples"] * (stop + 1 - at) <= AT_ONCE:
+        while stop < len(order) and rows[order[stop]]['samples'] * (stop + 1 - at) <= AT_ONCE:
             stop += 1
         batch, at = order[at:stop], stop
-        lengths = torch.tensor([rows[i]["samples"] for i in batch], device=device)
+        lengths = torch.tensor([rows[i]['samples'] for i in batch], device=device)
         sound = torch.zeros(len(batch), int(lengths.max()), device=device)
         for target, i in zip(sound, batch):
-            piece = torch.from_numpy(np.array(rows[i]["sound"])).to(device).float() / 32768
+            piece = torch.from_numpy(np.array(rows[i]['sound'])).to(device).float() / 32768
             if noisy:
                 generator = torch.Generator(device).manual_seed(i)
                 length = torch.tensor([len(piece)], device=device)
                 piece = acoustics(piece[None], length, clean=0.0, generator=generator)[0]
             target[: len(piece)] = piece
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
             features, frames = model.preprocessor(input_signal=sound, length=lengths)
             encoded, frames = model.encoder(audio_signal=features, length=frames)
             best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
@@ -106,11 +106,11 @@ def count(rows: list[dict], texts: list[str]) -> dict:
     """Errors, words and characters of each row, and rates over all."""
     words, chars = [], []
     for row, text in zip(rows, texts):
-        found = jiwer.process_words(row["text"], text)
-        words.append([found.substitutions + found.deletions + found.insertions, len(row["text"].split())])
-        if len(row["text"]) < 5000:
-            found = jiwer.process_characters(row["text"], text)
-            chars.append([found.substitutions + found.deletions + found.insertions, len(row["text"])])
+        found = jiwer.process_words(row['text'], text)
+        words.append([found.substitutions + found.deletions + found.insertions, len(row['text'].split())])
+        if len(row['text']) < 5000:
+            found = jiwer.process_characters(row['text'], text)
+            chars.append([found.substitutions + found.deletions + found.insertions, len(row['text'])])
     rate = [sum(e for e, _ in part) / max(1, sum(n for _, n in part)) for part in (words, chars)]
     return dict(wer=rate[0], cer=rate[1] if len(chars) == len(rows) else None, words=words, chars=chars)
 
@@ -123,19 +123,19 @@ def score(model, corpus: Path, most: float = 1e9, keep=lambda results: None) -> 
         keep: called with what there is after each set.
     """
     encoder, results = model.encoder, {}
-    learning = getattr(encoder, "adaptation", None)
-    full = getattr(encoder, "self_attention_model", "") == "rel_pos" and learning is None
+    learning = getattr(encoder, 'adaptation', None)
+    full = getattr(encoder, 'self_attention_model', '') == 'rel_pos' and learning is None
     for name, (rows, noisy) in test_sets(corpus, most).items():
-        if full and max(row["samples"] for row in rows) > FULL_ATTENTION_MOST * RATE:
+        if full and max(row['samples'] for row in rows) > FULL_ATTENTION_MOST * RATE:
             continue
         texts = transcribe(model, rows, noisy)
         results[name] = count(rows, texts) | (dict(texts=texts) if len(texts) < 200 else {})
-        print(f"{name:32s} WER {results[name]['wer']:.2%}", end="", flush=True)
+        print(f'{name:32s} WER {results[name]["wer"]:.2%}', end='', flush=True)
         if learning:
             encoder.adaptation = False
-            results[f"{name}, frozen"] = frozen = count(rows, transcribe(model, rows, noisy))
+            results[f'{name}, frozen'] = frozen = count(rows, transcribe(model, rows, noisy))
             encoder.adaptation = learning
-            print(f"   frozen {frozen['wer']:.2%}", end="")
+            print(f'   frozen {frozen["wer"]:.2%}', end='')
         print(flush=True)
         keep(results)
     return results

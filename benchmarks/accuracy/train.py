@@ -1,6 +1,6 @@
 """Train one contestant in NeMo's own loop on a corpus of corpus.py, and score it.
 
-python benchmarks/accuracy/train.py "LaCT-Conformer" --corpus CORPUS --steps 3000 --output OUT
+    python benchmarks/accuracy/train.py "LaCT-Conformer" --corpus CORPUS --steps 3000 --output OUT
 """
 
 import argparse
@@ -30,43 +30,43 @@ class Clock(pl.Callback):
         self.began = self.last = time.monotonic()
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
-        self.losses.append(outputs["loss"].detach())
+        self.losses.append(outputs['loss'].detach())
         step, now = trainer.global_step, time.monotonic()
         if step % self.every == 0:
             loss = torch.stack(self.losses).float().mean().item()
             busy = torch.cuda.utilization() if torch.cuda.is_available() else None
             seconds = (now - self.last) / len(self.losses)
             self.history.append(dict(step=step, loss=loss, step_seconds=seconds, at=now - self.began, gpu_busy=busy))
-            print(f"{step:6d} loss {loss:8.3f}  {1000 * seconds:6.0f} ms a step  GPU {busy}%", flush=True)
+            print(f'{step:6d} loss {loss:8.3f}  {1000 * seconds:6.0f} ms a step  GPU {busy}%', flush=True)
             self.losses, self.last = [], now
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contestant", choices=list(ENCODERS))
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of speech in a batch")
-    parser.add_argument("--longest", type=float, default=40.0, help="seconds of the longest training rows")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument('contestant', choices=list(ENCODERS))
+    parser.add_argument('--corpus', type=Path, required=True)
+    parser.add_argument('--output', type=Path, required=True)
+    parser.add_argument('--steps', type=int, default=3000)
+    parser.add_argument('--minutes', type=float, default=10.0, help='of speech in a batch')
+    parser.add_argument('--longest', type=float, default=40.0, help='seconds of the longest training rows')
+    parser.add_argument('--lr', type=float, default=2e-3)
+    parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        "--limit", type=int, help="seconds of training; if too few for the steps, the schedule ends with them"
+        '--limit', type=int, help='seconds of training; if too few for the steps, the schedule ends with them'
     )
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--weights", nargs="*", default=[], help="source=factor")
-    parser.add_argument("--leave-out", nargs="*", default=[], help="sources not to train on")
-    parser.add_argument("--encoder", nargs="*", default=[], help="overrides, e.g. n_layers=2")
-    parser.add_argument("--init", type=Path, help="a .nemo of the same contestant and tokenizer to start from")
-    parser.add_argument("--save", action="store_true", help="the model as .nemo")
-    parser.add_argument("--score-seconds", type=float, default=1e9, help="of each test set at most")
+    parser.add_argument('--workers', type=int, default=3)
+    parser.add_argument('--weights', nargs='*', default=[], help='source=factor')
+    parser.add_argument('--leave-out', nargs='*', default=[], help='sources not to train on')
+    parser.add_argument('--encoder', nargs='*', default=[], help='overrides, e.g. n_layers=2')
+    parser.add_argument('--init', type=Path, help='a .nemo of the same contestant and tokenizer to start from')
+    parser.add_argument('--save', action='store_true', help='the model as .nemo')
+    parser.add_argument('--score-seconds', type=float, default=1e9, help='of each test set at most')
     args = parser.parse_args()
     pl.seed_everything(args.seed)
-    rows = [row for row in load(args.corpus, "train") if row["source"] not in args.leave_out]
-    texts = sorted({row["text"] for row in load(args.corpus, "train")})
+    rows = [row for row in load(args.corpus, 'train') if row['source'] not in args.leave_out]
+    texts = sorted({row['text'] for row in load(args.corpus, 'train')})
     encoder = OmegaConf.merge(ENCODERS[args.contestant], OmegaConf.from_dotlist(args.encoder))
-    cfg = config(OmegaConf.to_container(encoder), tokenizer(texts, args.corpus / "tokenizer"), args.lr, args.steps)
+    cfg = config(OmegaConf.to_container(encoder), tokenizer(texts, args.corpus / 'tokenizer'), args.lr, args.steps)
     gpu = torch.cuda.is_available()
     clock = Clock(every=max(1, min(100, args.steps // 10)))
     trainer = pl.Trainer(
@@ -78,9 +78,9 @@ def main() -> None:
     model = Contestant(cfg, trainer=trainer)
     centre(model)
     if args.init:
-        model.load_state_dict(EncDecCTCModelBPE.restore_from(str(args.init), map_location="cpu").state_dict())
-    weights = {name: float(factor) for name, factor in (w.split("=") for w in args.weights)}
-    tokens = [model.tokenizer.text_to_ids(row["text"]) for row in rows]
+        model.load_state_dict(EncDecCTCModelBPE.restore_from(str(args.init), map_location='cpu').state_dict())
+    weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
+    tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
     batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed)
     model._train_dl = torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=4 if args.workers else None
@@ -88,14 +88,14 @@ def main() -> None:
     began = time.monotonic()
     trainer.fit(model)
     took = time.monotonic() - began
-    model.eval().to("cuda" if gpu else "cpu")
-    name = args.contestant.replace(" ", "_").replace(",", "")
-    name = f"{name}-{args.seed}"
+    model.eval().to('cuda' if gpu else 'cpu')
+    name = args.contestant.replace(' ', '_').replace(',', '')
+    name = f'{name}-{args.seed}'
     args.output.mkdir(parents=True, exist_ok=True)
     if args.save:  # in half precision, which NeMo restores into fp32
         model.encoder.half(), model.decoder.half()
-        model.cfg.target = f"{EncDecCTCModelBPE.__module__}.{EncDecCTCModelBPE.__name__}"
-        model.save_to(str(args.output / f"{name}.nemo"))
+        model.cfg.target = f'{EncDecCTCModelBPE.__module__}.{EncDecCTCModelBPE.__name__}'
+        model.save_to(str(args.output / f'{name}.nemo'))
         model.float()
     report = dict(
         contestant=args.contestant, parameters=sum(p.numel() for p in model.parameters()), steps=trainer.global_step,
@@ -105,11 +105,11 @@ def main() -> None:
         gpu_gib=torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
         device=torch.cuda.get_device_name() if gpu else 'cpu',
     )  # fmt: skip
-    path = args.output / f"{name}.json"
+    path = args.output / f'{name}.json'
     score(
         model, args.corpus, args.score_seconds, lambda scores: path.write_text(json.dumps(report | dict(scores=scores)))
     )
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()
