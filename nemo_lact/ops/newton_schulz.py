@@ -27,7 +27,11 @@ def orthogonalise(g: Tensor) -> Tensor:
     x = g.transpose(-2, -1) if tall else g
     # sqrt(sum + tiny) and not norm(): its gradient at g = 0 is 0, not NaN.
     x = x / torch.sqrt((x * x).sum(dim=(-2, -1), keepdim=True) + 1e-14)
+    shape = x.shape
+    x = x.reshape(-1, shape[-2], shape[-1])
     for i in range(5):
-        xx = x @ x.transpose(-2, -1)  # [..., s, s], s = min(m, d)
-        x = a[i] * x + (b[i] * xx + c[i] * (xx @ xx)) @ x
+        xx = x @ x.transpose(-2, -1)  # [., s, s], s = min(m, d)
+        xx = torch.baddbmm(xx, xx, xx, beta=b[i], alpha=c[i])
+        x = torch.baddbmm(x, xx, x, beta=a[i])
+    x = x.reshape(shape)
     return x.transpose(-2, -1) if tall else x
