@@ -259,6 +259,31 @@ def longform(
 
 
 @app.command()
+def noisy(
+    manifest: Annotated[Path, typer.Argument(help='NeMo manifest.', exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Option('--output', '-o', help='NAME.json; the audio goes to the folder NAME.')],
+    by: Annotated[
+        str | None, typer.Option(help='Keys that are equal in a session, e.g. speaker,chapter.', show_default=False)
+    ] = None,
+    snr: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar='LOW HIGH', help='Speech over noise, dB; by default 5 to 35 or none.', show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help='Another one gives other rooms and noise.')] = 0,
+    jobs: Jobs = None,
+    verbose: Verbose = False,
+) -> None:
+    """A noisy copy of the audio: one room, channel, noise and gain per session. Call it again to go on."""
+    with _guarded(verbose):
+        from nemo_lact.data.noisy import add_noise
+
+        rows, rejects, keys = add_noise(manifest, output, by.split(',') if by else None, snr, seed, jobs)
+        sessions = len({tuple(str(row[key]) for key in keys) for row in rows})
+        typer.echo(f'{sessions:,} sessions by {",".join(keys)}')
+        _written(output, rows, rejects)
+
+
+@app.command()
 def conditions(
     output: Output,
     rooms: Annotated[int, typer.Option(min=1, help='Impulse responses.')] = 100,

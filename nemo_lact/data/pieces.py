@@ -41,10 +41,7 @@ def read_pieces(source: str | Path, by: Sequence[str] | None = None, jobs: int |
     """
     source = Path(source)
     rows = _cut_rows(source) if is_cuts(source) else read_manifest(source)
-    by = tuple(by) if by else _common_key(rows, source)
-    for number, row in enumerate(rows, 1):
-        if missing := [key for key in by if row.get(key) is None]:
-            raise ValueError(f'{source}, row {number}: no {missing[0]!r}; rows are joined --by {",".join(by)}')
+    by = group_keys(rows, by, source)
     rejects, pieces = Rejects(), []
     paths = [resolve_audio(str(row.get('audio_filepath')), source) for row in rows]
     unique = list(dict.fromkeys(paths))
@@ -71,7 +68,17 @@ def is_cuts(path: str | Path) -> bool:
         return '"type"' in file.readline()
 
 
-def _common_key(rows: list[dict], source: Path) -> tuple[str]:
+def group_keys(rows: list[dict], by: Sequence[str] | None, source: Path) -> tuple[str, ...]:
+    """The keys `by` if every row has them; None gives the first of `GROUPS` that every row has.
+
+    Raises:
+        ValueError: a row without the key, or no common one.
+    """
+    if by:
+        for number, row in enumerate(rows, 1):
+            if missing := [key for key in by if row.get(key) is None]:
+                raise ValueError(f'{source}, row {number}: no {missing[0]!r}; rows are joined --by {",".join(by)}')
+        return tuple(by)
     for key in GROUPS:
         if all(row.get(key) is not None for row in rows):
             return (key,)
