@@ -76,10 +76,10 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
     On a machine without a GPU, `trainer.accelerator`, `devices`, `strategy` and `precision` become those of
     `CPU_TRAINER`, except where `overrides` sets them. With `train_ds.use_lhotse`, `trainer.use_distributed_sampler`
-    becomes false and `limit_train_batches` a number, likewise.
+    becomes false and `limit_train_batches` a number, likewise, and the loader gets the `seed`, if there is one.
 
     Raises:
-        ConfigError: a section is missing, or a GPU is asked for and there is none.
+        ConfigError: a section is missing, a GPU is asked for and there is none, or `seed` is no seed.
         FileNotFoundError: a manifest, audio of a manifest, or the tokenizer folder does not exist.
         ValueError: a manifest is empty or broken, or no row of it is within min_duration and max_duration or can be
             spelt by the model.
@@ -87,6 +87,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     for section in ('trainer', 'model'):
         if cfg.get(section) is None:
             raise ConfigError(f"the config has no section '{section}'; it has {', '.join(cfg) or 'nothing'}")
+    if (seed := cfg.get('seed')) is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise ConfigError(f'seed={seed}: must be a whole number from 0 to 2**32 - 1, or null for another one each time')
     cfg = _fit_to_machine(cfg, overrides)
     if (cfg.model.get('train_ds') or {}).get('use_lhotse'):
         cfg = _fit_to_lhotse(cfg, overrides)
@@ -101,6 +103,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
 def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
     """Train as NeMo's scripts do: Trainer, exp_manager, model, optional start weights, fit, test if there is test_ds.
+
+    They leave the random numbers unseeded; here `cfg.seed` (`+seed=0`) seeds weights, augmentation and order.
 
     Args:
         callbacks: Lightning callbacks beside `MemoryLog` and those of the config (NeMo's guard lets no foreign ones
@@ -120,6 +124,8 @@ def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
     from nemo_lact.training_log import MemoryLog
 
     started = time.time()
+    if cfg.get('seed') is not None:
+        pl.seed_everything(cfg.seed, workers=True)
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
     trainer.callbacks.extend([MemoryLog(), *callbacks])
     exp_manager(trainer, cfg.get('exp_manager'))
@@ -175,9 +181,12 @@ def _fit_to_lhotse(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if 'trainer.use_distributed_sampler' not in given:
         changes['use_distributed_sampler'] = False
     # Lhotse's thread for buckets is no daemon: it would keep the process alive after the training.
-    quiet = {'concurrent_bucketing': cfg.model.train_ds.get('concurrent_bucketing', False)}
+    data = {'concurrent_bucketing': cfg.model.train_ds.get('concurrent_bucketing', False)}
+    for key in ('seed', 'shard_seed'):  # NeMo's loader seeds everything anew, the weights too, with its own 0
+        if cfg.get('seed') is not None and cfg.model.train_ds.get(key) is None:
+            data[key] = cfg.seed
     with open_dict(cfg):  # own configs may lack these keys
-        return OmegaConf.merge(cfg, {'trainer': changes, 'model': {'train_ds': quiet}})
+        return OmegaConf.merge(cfg, {'trainer': changes, 'model': {'train_ds': data}})
 
 
 def _plain_manifests(dataset: DictConfig | ListConfig | None) -> list[str]:

@@ -20,13 +20,15 @@ usage: scripts/train_librispeech.sh --data-dir FOLDER [options] [hydra.key=value
   --output-dir FOLDER   model, report and logs (default: runs/librispeech-SIZE)
   --batch-size N        utterances per training batch, at most
   --init-from FILE      start from the weights of this .nemo file
+  --seed N              of weights, augmentation and the order of rows (default: 0)
   -h, --help            this text
 
 Any other argument with '=' goes to the config as a Hydra override, e.g. trainer.max_steps=20000.
 END
 }
 
-size=minimal data_dir='' config=lact_ctc_bpe vocab=1024 long=120 output_dir='' download_options=() train_options=()
+size=minimal data_dir='' config=lact_ctc_bpe vocab=1024 long=120 seed=0 output_dir=''
+download_options=() train_options=()
 while (($#)); do
     option="$1"
     if [[ "$option" == --*=* ]]; then # --name=value is --name value
@@ -34,7 +36,8 @@ while (($#)); do
         option="$1"
     fi
     case "$option" in
-        --data-dir | --size | --config-name | --vocab-size | --long-seconds | --output-dir | --batch-size | --init-from)
+        --data-dir | --size | --config-name | --vocab-size | --long-seconds | --output-dir | --batch-size | --init-from | \
+            --seed)
             (($# >= 2)) || die "$option needs a value; see --help"
             value="$2"
             shift
@@ -49,6 +52,10 @@ while (($#)); do
         --long-seconds)
             [[ "$value" =~ ^[0-9]+$ ]] || die "$option $value: needs a whole number, 0 for none"
             long="$value"
+            ;;
+        --seed)
+            [[ "$value" =~ ^[0-9]+$ ]] || die "$option $value: needs a whole number"
+            seed="$value"
             ;;
         --output-dir) output_dir="$value" ;;
         --batch-size | --init-from) train_options+=("$option" "$value") ;;
@@ -83,7 +90,7 @@ run_command data librispeech --data-dir "$data_dir" --size "$size" --output "$ma
 say "[3/4] tokenizer and long rows"
 # quote TEXT: for Hydra's grammar, whatever is in the path
 quote() { printf "'%s'" "${1//\'/\\\'}"; }
-overrides=("trainer.max_steps=$steps")
+overrides=("trainer.max_steps=$steps" "++seed=$seed")
 if grep -q '^  tokenizer:' "$REPOSITORY/examples/asr/conf/lact/$config.yaml"; then
     tokenizer="$(run_command data tokenizer "$manifests/train.json" --output "$manifests" --vocab-size "$vocab")"
     overrides+=("model.tokenizer.dir=$(quote "$tokenizer")")

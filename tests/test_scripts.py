@@ -55,6 +55,7 @@ def test_wrong_use_ends_with_one_clear_message(arguments, message):
         (['--data-dir', 'x', '--size=sample'], '--size sample: must be minimal, standard or full'),
         (['--data-dir', 'x', '--long-seconds', '-1'], '--long-seconds -1: needs a whole number'),
         (['--data-dir', 'x', '--vocab-size=0'], '--vocab-size 0: needs a whole number above 0'),
+        (['--data-dir', 'x', '--seed', 'any'], '--seed any: needs a whole number'),
         (['--data-dir', 'x', 'trainer.max_steps=2'], 'no /no/such/python found'),
     ],
 )

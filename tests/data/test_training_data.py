@@ -123,6 +123,22 @@ def test_plain_rows(data):
     assert train(f'model.train_ds.manifest_filepath={data / "short.json"}').updates
 
 
+@pytest.mark.parametrize('use_lhotse', [False, True], ids=['plain', 'lhotse'])
+def test_a_seed_gives_the_same_training_again(data, use_lhotse):
+    rows = [*mixture(data), *LHOTSE[:-1]] if use_lhotse else [f'model.train_ds.manifest_filepath={data / "short.json"}']
+    first, again, other = (train(*rows, 'model.train_ds.batch_size=4', f'+seed={seed}', steps=2) for seed in (1, 1, 2))
+    assert first.audio == again.audio and first.losses == pytest.approx(again.losses, rel=1e-4)
+    assert first.audio != other.audio and first.losses != pytest.approx(other.losses, rel=1e-4)
+
+
+def test_a_seed_is_a_number(data):
+    from nemo_lact import training
+
+    overrides = [*TINY, f'model.train_ds.manifest_filepath={data / "short.json"}', '+seed=-1']
+    with pytest.raises(training.ConfigError, match='seed=-1: must be a whole number'):
+        training.check(training.compose('lact_ctc_char', overrides), overrides)
+
+
 def tar_as_nemo(data, folder, shards=2):
     """The layout of NeMo's convert_to_tarred_audio_dataset.py: audio_N.tar, sharded_manifests/manifest_N.json and
     tarred_audio_manifest.json."""
