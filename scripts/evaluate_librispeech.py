@@ -177,9 +177,12 @@ def measure_memory(args: argparse.Namespace, manifest: Path, clean: Path | None 
 
 
 def why_no_memory(model: Path) -> str | None:
+    from nemo.utils import logging
+
     from nemo_lact.inference.arms import why_not_arms
     from nemo_lact.transcription import load_model
 
+    logging.setLevel(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):
         return why_not_arms(load_model(model, 'cpu'))
 
