@@ -5,7 +5,8 @@ scripts="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 configs="$scripts/../examples/asr/conf/lact"
 
 "$scripts/setup_and_train.sh" --help
-printf '\nLibriSpeech by itself\n\n  %s\n  %s\n' 'scripts/train_librispeech.sh --help' 'scripts/download_librispeech.sh --help'
+printf '\nLibriSpeech by itself\n\n'
+printf '  scripts/%s_librispeech.sh --help\n' train download evaluate
 printf '\nEnvironment variables of setup_and_train.sh and run_tests.sh\n\n'
 sed -n '/^# What a caller may set:/,/^$/{/^#   /s/^#   /  /p}' "$scripts/lib_env.sh"
 cat <<'END'
