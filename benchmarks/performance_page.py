@@ -72,6 +72,8 @@ def task_table(report: dict, task: str, absolute: bool) -> list[str]:
         memory = '-' if row['gib'] is None else f'{row["gib"]:.2f}'
         ceiling = '-' if not row['share_of_ceiling'] else f'{100 * row["share_of_ceiling"]:.0f}%'
         ratio = '-' if not peer else f'{row["ms"] / peer:.2f}'
+        if peer and not absolute:
+            ratio += f' ({row["ms_least"] / peer:.2f} to {row["ms_most"] / peer:.2f})'
         rate = f'{row["rtfx"]:.0f}' if absolute else '-'
         lines.append(f'| {row["contestant"]} | {ratio} | {time} | {memory} | {rate} | {ceiling} |')
     return [*lines, '']

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -87,7 +88,7 @@ def new_report(given_commit: str | None) -> dict:
         device=torch.cuda.get_device_name() if GPU else platform.processor() or platform.machine(),
         cores=torch.get_num_threads(), torch=torch.__version__, nemo=nemo.__version__,
         python=platform.python_version(), date=date.today().isoformat(), commit=given_commit or commit(),
-        command=' '.join(['python', *sys.argv]), rows=[],
+        command=shlex.join(['python', *sys.argv]), rows=[],
     )  # fmt: skip
 
 

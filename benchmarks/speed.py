@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def main() -> None:
     report = dict(
         device=torch.cuda.get_device_name() if GPU else platform.processor() or platform.machine(),
         cores=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
-        date=date.today().isoformat(), commit=args.commit or commit(), command=' '.join(['python', *sys.argv]),
+        date=date.today().isoformat(), commit=args.commit or commit(), command=shlex.join(['python', *sys.argv]),
         ceiling_tflops=rate, checks=check(args.precision, 'LaCT fast compiled' in args.contestants), rows=[],
     )  # fmt: skip
     report['profiles'], encoders = [], {}
