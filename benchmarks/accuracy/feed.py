@@ -101,15 +101,14 @@ def acoustics(sound: Tensor, lengths: Tensor, clean: float = 0.25, generator: to
     """A room, a channel, noise and a gain for each row.
 
     Args:
-        sound: [B, T] int16 or float in −1 … 1.
+        sound: [B, T] float in −1 … 1.
         lengths: [B] samples.
         clean: share of the rows that only get a gain.
 
     Returns:
         [B, T] float32.
     """
-    x = sound.float() / 32768 if sound.dtype == torch.int16 else sound
-    rows, samples, device = x.size(0), x.size(1), x.device
+    rows, samples, device = sound.size(0), sound.size(1), sound.device
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(rows, 1, generator=generator, device=device)
@@ -119,9 +118,9 @@ def acoustics(sound: Tensor, lengths: Tensor, clean: float = 0.25, generator: to
 
     dry = torch.rand(rows, 1, generator=generator, device=device) < clean
     inside = torch.arange(samples, device=device) < lengths[:, None]
-    power = (x.square().sum(1, keepdim=True) / lengths[:, None]).clamp(min=1e-8)
+    power = (sound.square().sum(1, keepdim=True) / lengths[:, None]).clamp(min=1e-8)
     length = _fast_length(samples + RATE // 2)
-    spectrum = torch.fft.rfft(x, length)  # [B, F]
+    spectrum = torch.fft.rfft(sound, length)  # [B, F]
     # Room: an exponential decay of noise behind the direct sound.
     t60, direct = uniform(0.1, 0.7), uniform(0, 15)
     t = torch.arange(RATE // 2, device=device) / RATE

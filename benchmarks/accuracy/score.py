@@ -7,11 +7,12 @@ length hold the same words. A LaCT model is scored twice, its memory learning an
 import random
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import torch
 from corpus import load
 from feed import RATE, acoustics
+
+from nemo_lact.evaluation import count as errors
 
 SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
 AT_ONCE = 3 * 3700 * RATE  # samples of a batch, padding counted
@@ -104,15 +105,11 @@ def transcribe(model, rows: list[dict], noisy: bool) -> list[str]:
 
 def count(rows: list[dict], texts: list[str]) -> dict:
     """Errors, words and characters of each row, and rates over all."""
-    words, chars = [], []
-    for row, text in zip(rows, texts):
-        found = jiwer.process_words(row['text'], text)
-        words.append([found.substitutions + found.deletions + found.insertions, len(row['text'].split())])
-        if len(row['text']) < 5000:
-            found = jiwer.process_characters(row['text'], text)
-            chars.append([found.substitutions + found.deletions + found.insertions, len(row['text'])])
-    rate = [sum(e for e, _ in part) / max(1, sum(n for _, n in part)) for part in (words, chars)]
-    return dict(wer=rate[0], cer=rate[1] if len(chars) == len(rows) else None, words=words, chars=chars)
+    found = [errors(row['text'], text) for row, text in zip(rows, texts)]
+    words = [[f['substitutions'] + f['deletions'] + f['insertions'], f['words']] for f in found]
+    chars = [[f['character_errors'], f['characters']] for f in found]
+    rates = [sum(e for e, _ in part) / max(1, sum(n for _, n in part)) for part in (words, chars)]
+    return dict(wer=rates[0], cer=rates[1], words=words, chars=chars)
 
 
 def score(model, corpus: Path, most: float = 1e9, keep=lambda results: None) -> dict:
