@@ -54,11 +54,12 @@ def rows_backward_kernel(
             m_squares += tl.sum(m * m, 1)
     if MUON:
         tl.debug_barrier()
-        d_size = gain * tl.sqrt(tl.sum(d_squares, 0) + 1e-38)
+        d_norm = tl.sqrt(tl.sum(d_squares, 0) + 1e-30)  # of a row without a gradient too; subnormals flush to zero
+        d_size = gain * d_norm
         m_size = tl.sqrt(tl.sum(m_squares, 0) + 1e-14)
         tl.store(size_ptr + (bh * 3 + which) * 2, d_size)
         tl.store(size_ptr + (bh * 3 + which) * 2 + 1, m_size)
-        d_scale = tl.where(learn, 16.0 / tl.sqrt(tl.sum(d_squares, 0) + 1e-38), 0.0)
+        d_scale = tl.where(learn, 16.0 / d_norm, 0.0)
         for begin in range(0, D, ROWS):
             r = begin + tl.arange(0, ROWS)
             inside = (r < D)[:, None] & (c < D)[None, :]

@@ -147,6 +147,18 @@ def test_rows_of_padding_keep_their_state_to_the_bit(contract):
     compare(contract, args, leaves, torch.bfloat16)
 
 
+def test_row_without_gradient():
+    """As of an utterance whose loss is zero: zero gradients for it, and no NaN for anyone (on a GPU 1e-38 is zero)."""
+    args, leaves = make(16, 70, [70, 33])
+    mask = torch.tensor([1.0, 0.0], device=DEVICE)[:, None, None, None]
+    out = fast.lact_swiglu_fast(**args)[0]
+    gradients = dict(zip(leaves, torch.autograd.grad((out.float() * mask).square().sum(), list(leaves.values()))))
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+    for name in ('q', 'k', 'v', 'eta', 'mu'):
+        assert not gradients[name][1].any() and gradients[name][0].any(), name
+
+
 def test_padding_and_batch_mates_change_nothing(contract):
     args, _ = make(16, 70, [70, 33])
     alone = {n: args[n][1:, :, :33] for n in ('q', 'k', 'v', 'eta', 'mu')}
