@@ -26,6 +26,10 @@ def check_offline(log: str, output: Path) -> str:
     return f"{len(texts(output))} texts"
 
 
+def check_each(log: str, outputs: list[Path]) -> str:
+    return f"{sum(len(texts(output)) for output in outputs)} texts"
+
+
 def check_cache_aware(log: str, output: Path) -> str:
     """Frame by frame the script's own offline pass, in each batch, and in words.
 
@@ -44,7 +48,7 @@ def check_cache_aware(log: str, output: Path) -> str:
 
 
 def check_pipeline(log: str, output: Path, offline: Path) -> str:
-    """The words of transcribe_speech.py. Features differ a little where NeMo cuts the sound, so frames may."""
+    """The words of `transcribe`. Features differ a little where NeMo cuts the sound, so frames may."""
     got, wanted = texts(output), texts(offline)
     expect(got == wanted, f"pipeline {got}, offline {wanted}")
     return f"{len(got)} texts as offline"
