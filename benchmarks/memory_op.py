@@ -5,12 +5,15 @@
 
 128 heads of 192 × 192 (32 rows of 4 heads), chunk 512, Muon and momentum, causal order as upstream; forward, and
 forward with backward, over 1 and 4 chunks. The share is of a large bf16 product's rate, and counts Newton-Schulz's full
-products. Upstream computes Newton-Schulz in bf16 and is run, not checked: its update differs (docs/design.md).
+products. Upstream computes Newton-Schulz in bf16 and is run, not checked: its update differs (docs/design.md). It does
+not learn from the last chunk: it is given 16 frames more, so that it learns from as many chunks. Both its versions are
+compiled as it comes, before its first turn.
 """
 
 import argparse
 import importlib
 import json
+import shlex
 import statistics
 import sys
 from datetime import date
@@ -22,6 +25,7 @@ from speed import ceiling, clock, commit
 from nemo_lact.ops import FastWeights, fast, lact_swiglu_reference, row_length
 
 ROWS, HEADS, WIDTH, CHUNK = 32, 4, 192, 512
+MORE = 16  # frames for upstream, which does not learn from the last chunk
 
 
 def arguments(chunks: int) -> dict:
@@ -52,19 +56,22 @@ def ours(function, args: dict):
 
 
 def upstream(folder: Path, module: str, name: str, args: dict):
-    """The same sizes through a function of an upstream checkout, [B · H, T, d]."""
+    """The same sizes and `MORE` frames through a function of an upstream checkout, [B · H, T, d]."""
     sys.path.insert(0, str(folder / 'lact_llm' / 'lact_model'))  # not as a package: that needs transformers and FLA
     loaded = importlib.import_module(module)
 
-    def flat(x):
+    def leaf(x):
         return x.detach().flatten(0, 1).contiguous().requires_grad_()
 
-    weights = [flat(w) for w in args['weights']]
-    q, k, v = (flat(args[n]) for n in 'qkv')
-    steps = [flat(args['eta'][..., i, :]) for i in range(3)]
-    mu = flat(args['mu'][..., None])
+    def frames(x):
+        return leaf(torch.cat((x, x[:, :, :MORE]), dim=2))
+
+    weights = [leaf(w) for w in args['weights']]
+    q, k, v = (frames(args[n]) for n in 'qkv')
+    steps = [frames(args['eta'][..., i, :]) for i in range(3)]
+    mu = frames(args['mu'][..., None])
     function = getattr(loaded, name)
-    leaves = [q, k, v, *weights]
+    leaves = [q, k, v, *steps, mu, *weights]
     return lambda: function(*weights, q, k, v, *steps, chunk_size=CHUNK, use_muon=True, momentum=mu), leaves
 
 
@@ -85,10 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--upstream', type=Path, help='a checkout of github.com/a1600012888/LaCT')
     parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--commit', help='what to record where there is no git checkout')
     parser.add_argument('--output', type=Path)
     args = parser.parse_args()
-    rate, rows = ceiling(), []
+    report = dict(device=torch.cuda.get_device_name(), date=date.today().isoformat(), commit=args.commit or commit(),
+                  ceiling_tflops=ceiling(), command=shlex.join(['python', *sys.argv]), rows=[])  # fmt: skip
     for chunks in (1, 4):
+        torch._dynamo.reset()  # upstream for these sizes, not for any
         data = arguments(chunks)
         runs = {'reference': ours(lact_swiglu_reference, data), 'fast': ours(fast.lact_swiglu_fast, data)}
         with torch.no_grad():
@@ -109,14 +119,13 @@ def main() -> None:
                     times[who] += [took] if turn >= 3 else []
             for who, took in times.items():
                 ms = statistics.median(took)
-                share = work(chunks) * (3 if backward else 1) / ms * 1000 / rate
-                rows.append(dict(chunks=chunks, backward=backward, who=who, ms=ms, least=min(took), most=max(took),
-                                 share_of_ceiling=share))  # fmt: skip
-                print(f'{chunks} chunks, {"with" if backward else "no"} backward, {who:16s} {ms:8.3f} ms {share:.0%}')
-    if args.output:
-        report = dict(device=torch.cuda.get_device_name(), date=date.today().isoformat(), commit=commit(),
-                      ceiling_tflops=rate, command=' '.join(['python', *sys.argv]), rows=rows)  # fmt: skip
-        args.output.write_text(json.dumps(report, indent=1))
+                share = work(chunks) * (3 if backward else 1) / ms * 1000 / report['ceiling_tflops']
+                row = dict(chunks=chunks, backward=backward, who=who, ms=ms, least=min(took), most=max(took))
+                report['rows'].append({**row, 'share_of_ceiling': share})
+                how = 'with' if backward else 'no'
+                print(f'{chunks} chunks, {how} backward, {who:16s} {ms:8.3f} ms {share:.0%}', flush=True)
+            if args.output:  # a run cut short keeps what it has
+                args.output.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':
