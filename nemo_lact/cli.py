@@ -47,6 +47,9 @@ def _writable(path: Path | None) -> Path | None:
 
 
 _MODEL = typer.Option('--model', '-m', exists=True, dir_okay=False, help='The model, a .nemo file.', show_default=False)
+_MODEL_OR_STARTER = typer.Option(
+    '--model', '-m', exists=True, dir_okay=False, help='The model, a .nemo file.', show_default='the starter model'
+)
 Verbose = Annotated[bool, typer.Option('--verbose', '-v', help="Show NeMo's log, and the traceback of an error.")]
 BatchSize = Annotated[int, typer.Option('--batch-size', '-b', min=1, help='Recordings at a time.')]
 Where = Annotated[Device, typer.Option('--device', help='auto takes a CUDA GPU if there is one.')]
@@ -133,7 +136,7 @@ def train(
 @app.command()
 def transcribe(
     inputs: Annotated[list[str], typer.Argument(help='Audio files, folders, manifests (.json, .jsonl).')],
-    model: Annotated[Path, _MODEL],
+    model: Annotated[Path | None, _MODEL_OR_STARTER] = None,
     output: Output = None,
     timestamps: Annotated[bool, typer.Option('--timestamps', help='Times of words; needs --output.')] = False,
     batch_size: BatchSize = 4,
@@ -167,9 +170,12 @@ def transcribe(
     if timestamps and language_model is not None:
         raise typer.BadParameter("--timestamps and --lm exclude each other: NeMo's beam search gives no times")
     with _guarded(verbose):
-        from nemo_lact import transcription
+        from nemo_lact import starter, transcription
 
         rows = transcription.collect(inputs, channel)
+        if model is None:
+            model = starter.resolve(starter.NAME)
+            typer.echo(starter.NOTICE, err=True)
         search = language_model and (language_model, lm_weight, beam_size, lm_bonus)
         if subtitles is not None:
             from nemo_lact.inference.files import check_subtitle_file

@@ -1,6 +1,7 @@
 """`nemo-lact train`: what NeMo's speech_to_text_ctc.py and speech_to_text_ctc_bpe.py do, without a NeMo checkout.
 
-`compose` gives the config, `check` looks at all that can be checked before anything is built, `train` runs it.
+`compose` gives the config, `check` looks at all that can be checked before anything is built, `train` runs it. A config
+without `model.encoder` fine-tunes a .nemo file, as NeMo's speech_to_text_finetune.py does.
 """
 
 import time
@@ -16,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_lact.data.check import Seen, check_manifests
 from nemo_lact.data.problems import KINDS, Report, show
-from nemo_lact.data.vocabulary import of_config
+from nemo_lact.data.vocabulary import Characters, Spelling, of_config, of_nemo_file
 from nemo_lact.registration import config_dir
+from nemo_lact.starter import resolve
 
 CPU_TRAINER = {'accelerator': 'auto', 'devices': 1, 'strategy': 'auto', 'precision': 32}
 EPOCH_BATCHES = 1000  # with use_lhotse, unless trainer.limit_train_batches says otherwise
@@ -97,6 +99,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         raise FileNotFoundError(f'no tokenizer folder at model.tokenizer.dir={tokenizer}; it holds tokenizer.model')
     if cfg.model.get('train_ds') is None:
         raise ConfigError('the config has no model.train_ds; there is nothing to train on')
+    if cfg.get('init_from_nemo_model') is not None and isinstance(cfg.init_from_nemo_model, str):
+        cfg = OmegaConf.merge(cfg, {'init_from_nemo_model': str(resolve(cfg.init_from_nemo_model))})
     _check_data(cfg)
     return cfg
 
@@ -131,13 +135,14 @@ def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
     exp_manager(trainer, cfg.get('exp_manager'))
     model_class = EncDecCTCModel if cfg.model.get('tokenizer') is None else EncDecCTCModelBPE
     try:
-        model = model_class(cfg=cfg.model, trainer=trainer)
+        model = _fine_tuned(cfg, trainer) if _fine_tunes(cfg) else model_class(cfg=cfg.model, trainer=trainer)
     except ValueError as error:
         if 'num_samples' in str(error):  # torch's sampler over a data set of no rows
             raise _all_dropped(cfg.model.train_ds) from error
         raise
     _check_loader(model)
-    model.maybe_init_from_pretrained_checkpoint(cfg)
+    if not _fine_tunes(cfg):
+        model.maybe_init_from_pretrained_checkpoint(cfg)
     trainer.fit(model)
     test = cfg.model.get('test_ds')
     if test is not None and test.get('manifest_filepath') is not None and model.prepare_test(trainer):
@@ -147,6 +152,63 @@ def train(cfg: DictConfig, callbacks: Sequence = ()) -> list[Path]:
         return []
     written = [p for p in Path(folder).glob('*.nemo') if p.stat().st_mtime >= started - 1]
     return sorted(written, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _fine_tunes(cfg: DictConfig) -> bool:
+    return cfg.model.get('encoder') is None
+
+
+def _fine_tuned(cfg: DictConfig, trainer):
+    """The model of `init_from_nemo_model` with the data, vocabulary and optimiser of the config."""
+    from nemo.collections.asr.models import ASRModel
+
+    from nemo_lact.transcription import load_model
+
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # the model takes parts of it
+    model = load_model(cfg.init_from_nemo_model, 'cpu').train()
+    model.set_trainer(trainer)
+    tokenizer, labels = cfg.model.get('tokenizer') or {}, cfg.model.get('char_labels') or {}
+    if tokenizer.get('update_tokenizer'):
+        old, decoder = model.tokenizer.vocab_size, model.decoder.state_dict()
+        model.change_vocabulary(new_tokenizer_dir=tokenizer.dir, new_tokenizer_type=tokenizer.type)
+        if model.tokenizer.vocab_size == old:
+            model.decoder.load_state_dict(decoder)
+    elif labels.get('update_labels'):
+        model.change_vocabulary(new_vocabulary=labels.labels)
+    model.setup_training_data(cfg.model.train_ds)
+    if cfg.model.get('validation_ds') is not None:
+        model.setup_multiple_validation_data(cfg.model.validation_ds)
+    if (cfg.model.get('test_ds') or {}).get('manifest_filepath') is not None:
+        model.setup_multiple_test_data(cfg.model.test_ds)
+    model.setup_optimization(cfg.model.optim)
+    if cfg.model.get('spec_augment') is not None:
+        model.spec_augment = ASRModel.from_config_dict(cfg.model.spec_augment)
+    return model
+
+
+def _spelling(cfg: DictConfig) -> Spelling:
+    """What the texts are held against: of the config, or of the model to fine-tune."""
+    if not _fine_tunes(cfg):
+        return of_config(cfg.model)
+    path = cfg.get('init_from_nemo_model')
+    if path is None:
+        raise ConfigError(
+            'the config has no model.encoder and no init_from_nemo_model: give init_from_nemo_model=FILE.nemo (or '
+            '=starter) to fine-tune, or a config with an encoder'
+        )
+    tokenizer, labels = cfg.model.get('tokenizer') or {}, cfg.model.get('char_labels') or {}
+    if tokenizer.get('update_tokenizer') and labels.get('update_labels'):
+        raise ConfigError('model.tokenizer.update_tokenizer and model.char_labels.update_labels exclude each other')
+    spelling = of_nemo_file(path)
+    if tokenizer.get('update_tokenizer'):
+        if not tokenizer.get('dir'):
+            raise ConfigError('model.tokenizer.update_tokenizer needs model.tokenizer.dir, the folder of the new one')
+        spelling.vocabulary = of_config(cfg.model).vocabulary
+    elif labels.get('update_labels'):
+        if not labels.get('labels'):
+            raise ConfigError('model.char_labels.update_labels needs model.char_labels.labels, the new characters')
+        spelling.vocabulary = Characters(labels.labels)
+    return spelling
 
 
 def _fit_to_machine(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -205,7 +267,7 @@ def _plain_manifests(dataset: DictConfig | ListConfig | None) -> list[str]:
 
 def _check_data(cfg: DictConfig) -> None:
     """The check without audio of every plain manifest; says on stderr what does not stop the training."""
-    spelling, seen, reports = of_config(cfg.model), Seen(), {}
+    spelling, seen, reports = _spelling(cfg), Seen(), {}
     for section in DATASETS[::-1]:  # the training set last: what it shares with the others is reported there
         dataset = cfg.model.get(section)
         for path in _plain_manifests(dataset):

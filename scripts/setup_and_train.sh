@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one command: makes the environment, trains a small model on the speech that comes with this repository,
+# The one command: makes the environment, fine-tunes a small model on the speech that comes with this repository,
 # transcribes speech it has not heard, and writes a report. `--help` lists the options.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_env.sh
@@ -12,11 +12,12 @@ usage: scripts/setup_and_train.sh [options] [hydra.key=value ...]
   --dataset-size SIZE   sample (default; comes with this repository), minimal, standard or full (LibriSpeech)
   --data-dir FOLDER     your speech instead: a folder with train.json, dev.json and test.json (NeMo manifests);
                         for LibriSpeech where it is, or goes to (default: data/librispeech)
-  --config-name NAME    recipe, a file of examples/asr/conf/lact without .yaml (default: lact_ctc_char_sample,
-                        for LibriSpeech lact_ctc_bpe)
+  --config-name NAME    recipe, a file of examples/asr/conf/lact without .yaml (default: lact_finetune_sample,
+                        which starts from the starter model; from scratch: lact_ctc_char_sample; for LibriSpeech
+                        lact_ctc_bpe)
   --batch-size N        utterances per training batch
   --epochs N            train N epochs, without the time limit of the recipe
-  --init-from FILE      start from the weights of this .nemo file (fine-tuning)
+  --init-from FILE      start from the weights of this .nemo file instead of the starter model
   --output-dir FOLDER   model, report and logs; the same folder again resumes its run (default: runs/sample,
                         for LibriSpeech runs/librispeech-SIZE)
   --download-only       get the speech and stop
@@ -50,7 +51,7 @@ while (($#)); do
         --config-name) config="${value%.yaml}" ;;
         --output-dir) output_dir="$value" ;;
         --init-from)
-            [[ -f "$value" ]] || die "--init-from $value: no such file"
+            [[ -f "$value" || "$value" == starter ]] || die "--init-from $value: no such file"
             train_options+=(--init-from "$value")
             ;;
         --batch-size | --epochs)
@@ -82,7 +83,7 @@ case "$size" in
 esac
 data_dir_given="$data_dir"
 data_dir="${data_dir:-$REPOSITORY/data/asterisk_en}"
-config="${config:-lact_ctc_char_sample}"
+config="${config:-lact_finetune_sample}"
 output_dir="${output_dir:-$REPOSITORY/runs/sample}"
 [[ -f "$REPOSITORY/examples/asr/conf/lact/$config.yaml" ]] ||
     die "--config-name $config: no such recipe; there are: $(cd "$REPOSITORY/examples/asr/conf/lact" && echo *.yaml)"

@@ -19,8 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+from nemo_lact import starter
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = 'lact_ctc_char_sample'
+DEFAULT_CONFIG = 'lact_finetune_sample'
 SHOWN_SECONDS = 3.5  # the report's picture takes the held-out utterance whose length is closest to this
 
 
@@ -37,7 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--output-dir', type=Path, default=Path('runs/sample'), help='default: %(default)s')
     parser.add_argument('--batch-size', type=int, help='utterances per training batch')
     parser.add_argument('--epochs', type=int, help='train this many epochs, without the time limit of the config')
-    parser.add_argument('--init-from', type=Path, metavar='FILE.nemo', help='start from the weights of this model')
+    parser.add_argument(
+        '--init-from',
+        metavar='FILE.nemo',
+        help="start from the weights of this model; 'starter' is the one that comes with nemo_lact "
+        '(default: starter if the config is for fine-tuning, else none)',
+    )
     parser.add_argument('--verbose', action='store_true', help="show NeMo's log")
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='Hydra overrides of the config')
     return parser.parse_args()
@@ -50,8 +57,8 @@ def hydra_overrides(args: argparse.Namespace, spliced: bool = False) -> list[str
         'model.validation_ds.manifest_filepath': args.data_dir / 'dev.json',
         '++exp_manager.explicit_log_dir': args.output_dir / 'training',
     }
-    if args.init_from:
-        quoted['+init_from_nemo_model'] = args.init_from
+    if init_from := args.init_from or (starter.NAME if 'finetune' in args.config_name else None):
+        quoted['++init_from_nemo_model'] = starter.resolve(init_from)
     overrides = [f'{key}={quote(path.resolve())}' for key, path in quoted.items()]
     overrides += [
         '++exp_manager.resume_if_exists=true',
@@ -154,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
 
     overrides = hydra_overrides(args, spliced=splice(args))
     if args.init_from:
-        check_nemo_file(args.init_from)
+        check_nemo_file(starter.resolve(args.init_from))
     collect([args.data_dir / 'test.json'])  # before minutes of training, not after
     cfg = check(compose(args.config_name, overrides, args.config_path), overrides)
     if not args.verbose:

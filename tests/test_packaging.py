@@ -27,6 +27,8 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("nemo", "hydr
 import importlib.metadata, nemo_lact
 print("version", importlib.metadata.version("nemo-lact"), nemo_lact.__version__)
 print("conf", nemo_lact.config_dir())
+from nemo_lact import starter
+assert starter.intact(), "the starter model is not installed as it was released"
 from hydra import compose, initialize_config_dir
 with initialize_config_dir(sys.argv[1], version_base=None):
     print("hydra", compose(sys.argv[2]).found)

@@ -113,6 +113,9 @@ def train_sample(monkeypatch):
     return train_sample
 
 
+SCRATCH = ('--config-name', 'lact_ctc_char_sample')
+
+
 def parsed(train_sample, monkeypatch, *arguments):
     monkeypatch.setattr(sys, 'argv', ['train_sample.py', *arguments])
     args = train_sample.parse_arguments()
@@ -132,6 +135,20 @@ def test_paths_with_odd_characters_reach_the_config(train_sample, monkeypatch, t
     assert plain['exp_manager']['explicit_log_dir'] == str(folder / 'training')
 
 
+def test_fine_tuning_starts_from_the_starter_model(train_sample, monkeypatch, tmp_path):
+    from nemo_lact import starter
+    from nemo_lact.training import compose
+
+    def start(*arguments):
+        overrides = parsed(train_sample, monkeypatch, '--output-dir', str(tmp_path), *arguments)
+        return compose(train_sample.parse_arguments().config_name, overrides).get('init_from_nemo_model')
+
+    other = tmp_path / 'other.nemo'
+    assert start() == start('--init-from', 'starter') == str(starter.FILE)
+    assert start('--init-from', str(other)) == start(*SCRATCH, '--init-from', str(other)) == str(other)
+    assert start(*SCRATCH) is None
+
+
 def test_the_users_overrides_have_the_last_word(train_sample, monkeypatch):
     from nemo_lact.training import compose
 
@@ -144,18 +161,20 @@ def test_the_users_overrides_have_the_last_word(train_sample, monkeypatch):
 def test_the_recipe_trains_on_rows_of_its_own_where_word_ends_are_known(train_sample, monkeypatch, tmp_path):
     from nemo_lact.training import compose
 
-    options = ('--output-dir', str(tmp_path / 'run'), 'splice.rows=6', 'splice.share=0')
+    options = (*SCRATCH, '--output-dir', str(tmp_path / 'run'), 'splice.rows=6', 'splice.share=0')
     monkeypatch.setattr(sys, 'argv', ['train_sample.py', *options])
     args = train_sample.parse_arguments()
     assert train_sample.splice(args)
     rows = (tmp_path / 'run' / 'speech' / 'train.json').read_text().splitlines()
     assert len(rows) == 6
-    cfg = compose(train_sample.DEFAULT_CONFIG, train_sample.hydra_overrides(args, spliced=True))
+    cfg = compose(args.config_name, train_sample.hydra_overrides(args, spliced=True))
     assert cfg.model.train_ds.manifest_filepath == str(tmp_path / 'run' / 'speech' / 'train.json')
     assert cfg.model.train_ds.augmentor is None
 
 
-@pytest.mark.parametrize('options', [['splice.rows=0'], ['--data-dir', '.']], ids=['rows 0', 'no word ends'])
+@pytest.mark.parametrize(
+    'options', [[*SCRATCH, 'splice.rows=0'], ['--data-dir', '.'], []], ids=['rows 0', 'no word ends', 'fine-tuning']
+)
 def test_the_prompts_as_they_are(train_sample, monkeypatch, tmp_path, options):
     monkeypatch.setattr(sys, 'argv', ['train_sample.py', '--output-dir', str(tmp_path), *options])
     assert not train_sample.splice(train_sample.parse_arguments())

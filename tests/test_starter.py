@@ -1,0 +1,115 @@
+"""The starter model: the released file, which NeMo restores, knows the bundled voice and can be fine-tuned."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
+
+from nemo_lact import evaluation, starter, training, transcription
+from nemo_lact.cli import app
+
+DATA = Path(__file__).parents[1] / 'data/asterisk_en'
+DATASETS = ('model.train_ds', 'model.validation_ds')
+
+
+@pytest.fixture(scope='module')
+def model():
+    from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
+
+    model = ASRModel.restore_from(str(starter.FILE), map_location='cpu')
+    assert type(model) is EncDecCTCModelBPE
+    return model.eval()
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A manifest of eight bundled prompts."""
+    rows = [json.loads(line) for line in (DATA / 'test.json').read_text().splitlines()[:8]]
+    path = tmp_path / 'few.json'
+    lines = [json.dumps(row | {'audio_filepath': str(DATA / row['audio_filepath'])}) for row in rows]
+    path.write_text('\n'.join(lines) + '\n')
+    return path
+
+
+def overrides(manifest, *more):
+    given = [f'{part}.{key}' for part in DATASETS for key in (f'manifest_filepath={manifest}', 'num_workers=0')]
+    quick = ['trainer.max_steps=2', 'trainer.devices=1', 'trainer.enable_progress_bar=false', 'model.optim.lr=1e-4']
+    return [*given, *quick, 'model.optim.sched.warmup_steps=1', 'model.train_ds.batch_size=2', *more]
+
+
+def test_file_is_the_released_one():
+    assert starter.intact()
+    assert starter.FILE.stat().st_size < 40e6
+    with tarfile.open(starter.FILE) as tar:
+        config = OmegaConf.create(tar.extractfile('./model_config.yaml').read().decode())
+    folders = [str(value) for value in OmegaConf.to_container(config.tokenizer).values()]
+    assert not any(value.startswith('/') for value in folders)
+
+
+def test_knows_the_bundled_voice(model):
+    rows = transcription.transcribe(model, transcription.collect([DATA / 'test.json']), 16, progress=False)
+    rates, _ = evaluation.score(rows)
+    assert rates['rows_scored'] == 50
+    assert rates['wer'] < 0.52 and rates['cer'] < 0.20  # 49.6% and 17.7% (docs/starter.md)
+
+
+def test_name_stands_for_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert starter.resolve('starter') == starter.FILE
+    assert starter.resolve('other.nemo') == Path('other.nemo')
+    monkeypatch.setattr(starter, 'FILE', tmp_path / 'gone.nemo')
+    with pytest.raises(FileNotFoundError, match='gone.nemo: reinstall'):
+        starter.resolve('starter')
+    Path('starter').touch()  # a file of that name has the last word
+    assert starter.resolve('starter') == Path('starter')
+
+
+def test_transcribe_without_a_model():
+    done = CliRunner().invoke(app, ['transcribe', str(DATA / json.loads(
+        (DATA / 'test.json').read_text().splitlines()[0])['audio_filepath'])])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert starter.NOTICE in done.stderr
+    assert done.stdout.strip() and done.stdout.isascii()
+
+
+def test_fine_tuning_starts_from_its_weights(model, few, tmp_path):
+    given = overrides(few, 'init_from_nemo_model=starter', f'++exp_manager.explicit_log_dir={tmp_path / "run"}')
+    cfg = training.check(training.compose('lact_finetune', given), given)
+    assert cfg.init_from_nemo_model == str(starter.FILE)
+    (path, *_) = training.train(cfg)
+    tuned = transcription.load_model(path, 'cpu')
+    assert tuned.tokenizer.vocab_size == model.tokenizer.vocab_size
+    moved = {name: (p - dict(model.named_parameters())[name]).abs().max() for name, p in tuned.named_parameters()}
+    assert 0 < max(moved.values()) < 1e-3  # two steps of 1e-4
+
+
+def test_wrong_fine_tuning_configs(few, tmp_path):
+    def problem(*more, match):
+        given = overrides(few, *more)
+        with pytest.raises(training.ConfigError, match=match):
+            training.check(training.compose('lact_finetune', given), given)
+
+    problem(match='init_from_nemo_model=...')
+    problem('init_from_nemo_model=null', match='no model.encoder and no init_from_nemo_model')
+    start = 'init_from_nemo_model=starter'
+    problem(start, 'model.tokenizer.update_tokenizer=true', match='update_tokenizer needs model.tokenizer.dir')
+    problem(start, 'model.char_labels.update_labels=true', match='needs model.char_labels.labels')
+    both = ('model.tokenizer.update_tokenizer=true', 'model.char_labels.update_labels=true')
+    problem(start, *both, match='exclude each other')
+
+
+def test_texts_are_held_against_its_subwords(few):
+    row = json.loads(few.read_text().splitlines()[0])
+    few.write_text(json.dumps(row | {'text': 'zq ' * 300}) + '\n')
+    # the training set alone: what is wrong with a validation set does not stop a training
+    given = overrides(few, 'init_from_nemo_model=starter', f'model.validation_ds.manifest_filepath={DATA}/dev.json')
+    with pytest.raises(ValueError, match='can be learned from'):
+        training.check(training.compose('lact_finetune', given), given)
+
+
+def test_half_precision_weights_become_float(model):
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
