@@ -59,7 +59,7 @@ def section(folder: Path) -> str:
     rows = [
         [
             r['contestant'], f'{r["parameters"] / 1e6:.1f}M', f'{r["steps"]} of {r["planned_steps"]}',
-            f'{r["train_seconds"]:.0f}', f'{r["gpu_gib"]:.1f}', f'{r["log"][-1]["loss"]:.2f}',
+            f'{r["train_seconds"]:.0f}', f'{r["gpu_gib"]:.1f}' if r['gpu_gib'] else '-', f'{r["log"][-1]["loss"]:.2f}',
         ]
         for r in reports
     ]  # fmt: skip

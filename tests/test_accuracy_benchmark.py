@@ -1,0 +1,119 @@
+"""benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another one from its model, scores, page."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / 'data/asterisk_en'
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / 'benchmarks').is_dir(), reason='needs a checkout'),
+    pytest.mark.skipif(torch.cuda.is_available(), reason='a tiny size for a CPU'),
+]
+TINY = [
+    '--steps',
+    '2',
+    '--minutes',
+    '0.2',
+    '--workers',
+    '0',
+    '--encoder',
+    'n_layers=2',
+    '--score-seconds',
+    '4',
+    '--save',
+]
+
+
+@pytest.fixture(scope='module')
+def scripts():
+    path = str(ROOT / 'benchmarks/accuracy')
+    sys.path.insert(0, path)
+    yield
+    sys.path.remove(path)
+
+
+def rows_of(split: str, count: int) -> list[dict]:
+    lines = (DATA / f'{split}.json').read_text().splitlines()[:count]
+    return [row | {'audio_filepath': str(DATA / row['audio_filepath'])} for row in map(json.loads, lines)]
+
+
+@pytest.fixture(scope='module')
+def corpus(scripts, tmp_path_factory):
+    """The shards that corpus.py makes of manifests; one real voice stands for the held-out synthetic ones too."""
+    from corpus import copy, load
+
+    folder = tmp_path_factory.mktemp('corpus')
+    for name, split, count in (('train-voice', 'train', 30), ('test-real', 'test', 3), ('test-voice0', 'dev', 3)):
+        manifest = folder / f'{name}.json'
+        manifest.write_text(''.join(json.dumps(row) + '\n' for row in rows_of(split, count)))
+        hours = copy(folder, name, name, manifest)
+        assert hours == pytest.approx(sum(row['duration'] for row in rows_of(split, count)) / 3600, rel=0.01)
+    rows = load(folder)
+    assert [row['text'] for row in rows] == [row['text'] for row in rows_of('train', 30)]
+    assert all(len(row['sound']) == row['samples'] and abs(row['sound']).max() > 16000 for row in rows)
+    return folder
+
+
+def train(monkeypatch, corpus, out, contestant, *more) -> dict:
+    import train
+
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', contestant, '--corpus', str(corpus), '--output', str(out), *TINY, *more]
+    )
+    train.main()
+    (path,) = out.glob('*.json')
+    return json.loads(path.read_text())
+
+
+def restored(path: Path) -> dict:
+    from nemo.collections.asr.models import ASRModel
+
+    return dict(ASRModel.restore_from(str(path), map_location='cpu').named_parameters())
+
+
+def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
+    import contestants
+    import report
+
+    # 30 prompts have too few different words for 256 subwords
+    monkeypatch.setattr(contestants.tokenizer, '__defaults__', (64,))
+    first = train(monkeypatch, corpus, tmp_path / 'first', 'LaCT-Conformer')
+    assert first['steps'] == 2 and first['sources'] == ['train-voice']
+    scores = first['scores']
+    assert {'real, utterances', 'utterances, clean', '1 h, noisy', '1 h, noisy, frozen'} <= set(scores)
+    assert all(s['words'] and s['wer'] >= 0 for s in scores.values())
+    sentences = sum(len(row['text'].split()) for row in rows_of('dev', 3))
+    assert sum(words for _, words in scores['1 h, clean']['words']) <= sentences
+
+    start = tmp_path / 'first/LaCT-Conformer-0.nemo'
+    train(
+        monkeypatch, corpus, tmp_path / 'second', 'LaCT-Conformer', '--init', str(start), '--seed', '1', '--lr', '1e-9'
+    )
+    before, after = (restored(path) for path in (start, tmp_path / 'second/LaCT-Conformer-1.nemo'))
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+    monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
+    (tmp_path / 'docs/figures').mkdir(parents=True)
+    monkeypatch.setattr(sys, 'argv', ['report.py', '--keep', str(tmp_path / 'first'), '--name', 'tiny'])
+    report.main()
+    page = (tmp_path / 'docs/accuracy.md').read_text()
+    assert '## Tiny' in page and '| LaCT-Conformer |' in page and 'learning and frozen' in page
+    assert (tmp_path / 'docs/figures/accuracy-tiny.png').stat().st_size > 1000
+
+
+def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):
+    from corpus import load
+    from feed import Batches
+
+    rows = [row | {'speaker': 'a', 'source': 'a'} for row in load(corpus)[:15]]
+    rows += [row | {'speaker': 'b', 'source': 'b'} for row in load(corpus)[15:]]
+    tokens = [[int(row['source'] == 'b') + 1] for row in rows]
+    batches = Batches(rows, tokens, 40, 0.3, {'b': 50.0}, 10.0, seed=0)
+    drawn = torch.cat([batch[2].flatten() for batch in batches])
+    assert (drawn == 2).sum() > 10 * (drawn == 1).sum()
