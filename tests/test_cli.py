@@ -305,7 +305,7 @@ def test_device_without_gpu(model, speech):
 
 
 def test_wrong_usage(model, speech):
-    run('transcribe', speech / 'a.wav', code=2)
+    run('stream', speech / 'a.wav', code=2)  # transcribe alone takes the starter model
     run('transcribe', speech / 'a.wav', '-m', model, '--batch-size', 0, code=2)
     assert 'cannot be written' in words(run('transcribe', speech, '-m', model, '-o', speech / 'no' / 'x', code=2))
     assert '--timestamps needs --output' in words(run('transcribe', speech, '-m', model, '--timestamps', code=2))
