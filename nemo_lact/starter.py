@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-NAME = 'starter'  # what stands for its path in `--model`, `--init-from` and `init_from_nemo_model`
+NAME = 'starter'  # stands for its path in `init_from_nemo_model` and `--init-from`
 FILE = Path(__file__).resolve().parent / 'models' / 'lact-conformer-starter.nemo'
 NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
