@@ -99,7 +99,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         raise FileNotFoundError(f'no tokenizer folder at model.tokenizer.dir={tokenizer}; it holds tokenizer.model')
     if cfg.model.get('train_ds') is None:
         raise ConfigError('the config has no model.train_ds; there is nothing to train on')
-    if cfg.get('init_from_nemo_model') is not None and isinstance(cfg.init_from_nemo_model, str):
+    if isinstance(cfg.get('init_from_nemo_model'), str):  # NeMo takes a mapping of several too
         cfg = OmegaConf.merge(cfg, {'init_from_nemo_model': str(resolve(cfg.init_from_nemo_model))})
     _check_data(cfg)
     return cfg
