@@ -17,8 +17,8 @@ CONFORMER = dict(
 )  # fmt: skip
 LACT = dict(
     _target_='nemo_lact.modules.LaCTEncoder', **FRONT, d_model=256, n_heads=4, num_lact_heads=2,
-    att_context_size=[64, 64], lact_chunk_size=128, use_muon=False, base_lr=0.05,
-    dropout=0.05, dropout_pre_encoder=0.05,
+    att_context_size=[64, 64], lact_chunk_size=128, use_muon=False, base_lr=0.05, conv_norm_type='batch_norm',
+    dropout=0.05, dropout_pre_encoder=0.05, dropout_att=0.05,
 )  # fmt: skip
 LACT_CONFORMER = LACT | dict(n_layers=8, macaron=True, conv_kernel_size=9)
 ENCODERS = {
@@ -52,6 +52,10 @@ class Contestant(EncDecCTCModelBPE):
             sound, lengths = faster(sound, lengths, float(torch.empty(()).uniform_(0.9, 1.1)))
             sound = acoustics(sound, lengths, clean=0.4)
         return sound, lengths, tokens, counts
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        # Lightning refuses a fused optimizer, which could scale gradients itself; in bf16 nothing is scaled.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
 
 @torch.no_grad()
@@ -106,7 +110,7 @@ def config(encoder: dict, tokenizer_dir: Path, lr: float, steps: int) -> OmegaCo
             ),
             interctc=dict(loss_weights=[0.3], apply_at_layers=[encoder['n_layers'] // 2 - 1]),
             optim=dict(
-                name='adamw', lr=lr, betas=[0.9, 0.98], weight_decay=1e-3,
+                name='adamw', lr=lr, betas=[0.9, 0.98], weight_decay=1e-3, fused=True,
                 sched=dict(name='CosineAnnealing', warmup_steps=min(300, steps // 8), min_lr=lr / 100, max_steps=steps),
             ),
         )
