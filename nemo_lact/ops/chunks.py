@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, read, update
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update
 
 
 class ReferenceChunks:
@@ -30,7 +30,7 @@ class ReferenceChunks:
         eta = eta * valid[:, None, :, None, None].to(eta.dtype)
         gradient = chunk_gradient(self.weights, k, v, eta)
         self.weights, self.momentum = update(
-            self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options
+            self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options, exact(self.weights, k)
         )
 
     def read(self, q: Tensor, out: Tensor) -> None:

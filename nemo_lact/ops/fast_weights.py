@@ -69,15 +69,27 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
     )
 
 
+def exact(weights: FastWeights, q: Tensor) -> bool:
+    """True where the memory of an fp32 model works in float64, so that its steps do not depend on rounding."""
+    return weights.w0.dtype == torch.float64 and q.dtype == torch.float32
+
+
 def row_length(w: Tensor) -> Tensor:
     """Euclidean length of each row: [..., r, c] -> [..., r, 1]."""
     return torch.sqrt((w * w).sum(dim=-1, keepdim=True) + 1e-12)
 
 
-def _orthogonal(m: Tensor) -> Tensor:
-    if m.dtype == torch.bfloat16 or m.dtype == torch.float16:  # fp32_states: false in a half-precision model
-        return orthogonalise(m.float()).to(m.dtype)
-    return orthogonalise(m)
+def _orthogonal(m: FastWeights, rounded: bool) -> Tuple[Tensor, Tensor, Tensor]:
+    if m.w0.shape == m.w1.shape:  # all three in one
+        x = _orthogonal_one(torch.stack([m.w0, m.w1, m.w2], dim=2), rounded)  # [B, H, 3, d, d]
+        return x[:, :, 0], x[:, :, 1], x[:, :, 2]
+    return _orthogonal_one(m.w0, rounded), _orthogonal_one(m.w1, rounded), _orthogonal_one(m.w2, rounded)
+
+
+def _orthogonal_one(x: Tensor, rounded: bool) -> Tensor:
+    if x.dtype == torch.bfloat16 or x.dtype == torch.float16:  # fp32_states: false in a half-precision model
+        return orthogonalise(x.float()).to(x.dtype)
+    return orthogonalise(x, rounded)
 
 
 def _moved(w: Tensor, step: Tensor, length: Tensor, learn: Tensor) -> Tensor:
@@ -97,6 +109,7 @@ def update(
     chunk_size: int,
     use_muon: bool,
     use_momentum: bool,
+    rounded: bool = False,
 ) -> Tuple[FastWeights, FastWeights]:
     """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
 
@@ -107,6 +120,7 @@ def update(
         lengths: row lengths of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
         chunk_size: frames of a full chunk. An orthogonalised step has the same size however few frames made it,
             so it is scaled by frames / chunk_size: the evidence in the chunk.
+        rounded: as `orthogonalise` has it.
     """
     learn = (frames > 0)[:, None, None, None]
     gain = (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0)[:, None, None, None]
@@ -116,7 +130,8 @@ def update(
         m0, m1, m2 = m0 + mu_ * momentum.w0, m1 + mu_ * momentum.w1, m2 + mu_ * momentum.w2
     s0, s1, s2 = m0, m1, m2
     if use_muon:
-        s0, s1, s2 = gain * _orthogonal(m0), gain * _orthogonal(m1), gain * _orthogonal(m2)
+        s0, s1, s2 = _orthogonal(FastWeights(m0, m1, m2), rounded)
+        s0, s1, s2 = gain * s0, gain * s1, gain * s2
     moved = FastWeights(
         _moved(weights.w0, s0, lengths.w0, learn),
         _moved(weights.w1, s1, lengths.w1, learn),
@@ -150,6 +165,7 @@ def _run_chunks(
     weights = FastWeights(initial[0], initial[1], initial[2])
     momentum = FastWeights(carried[0], carried[1], carried[2])
     lengths = FastWeights(rows[0], rows[1], rows[2])
+    rounded = exact(weights, q)
     outs = [q[:, :, :0]]
     for start in range(0, q.size(2), chunk_size):
         end = min(start + chunk_size, q.size(2))
@@ -161,7 +177,7 @@ def _run_chunks(
             outs.append(read(weights, q[:, :, start:end]))
         gradient = chunk_gradient(weights, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
         weights, momentum = update(
-            weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum
+            weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum, rounded
         )
         if bidirectional:
             outs.append(read(weights, q[:, :, start:end]))

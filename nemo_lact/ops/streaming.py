@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, read, update, zeros_like
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update, zeros_like
 
 
 class Pending(NamedTuple):
@@ -82,7 +82,7 @@ def lact_swiglu_step(
                 break
             weights, momentum = update(
                 weights, momentum, gradient, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
-                use_muon, use_momentum,
+                use_muon, use_momentum, exact(weights, q),
             )  # fmt: skip
             fresh = ~full[:, None]
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
