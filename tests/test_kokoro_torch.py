@@ -127,7 +127,8 @@ def test_chains_become_one_operation_each():
         ('Mul', ['gain1', 'n'], ['scaled'], {}),
         ('Add', ['scaled', 'shift'], ['y'], {}),
     ]
-    g = graph(nodes, **tensors)
+    graph(nodes, **tensors)
+    g = graph(nodes, **tensors)  # the first one left the list as it was
     gain, shift = (style @ ((tensors['w'].float() - 4) * 0.1))[..., None].split(24, 1)
     expected = (1 + gain) * torch.nn.functional.instance_norm(x) + shift
     assert torch.allclose(g(x=x, style=style)[0], expected, atol=1e-4)
@@ -190,7 +191,7 @@ def test_make_writes_shards_that_corpus_reads(monkeypatch, tmp_path, capfd):
     (tmp_path / 'kokoro.pt.xz.0').write_bytes(lzma.compress((tmp_path / 'kokoro.pt').read_bytes()))
     (tmp_path / 'jobs.jsonl.xz').write_bytes(lzma.compress('\n'.join(map(json.dumps, jobs)).encode()))
     out = tmp_path / 'out'
-    arguments = ['make', str(out), '--model', str(tmp_path), '--processes', '2']
+    arguments = ['make', str(out), '--model', str(tmp_path), '--processes', '2', '--threads', '2']
     monkeypatch.setattr(sys, 'argv', ['kokoro_torch.py', *arguments])
     with pytest.raises(SystemExit) as stopped:
         kokoro_torch.main()

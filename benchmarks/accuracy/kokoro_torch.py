@@ -12,15 +12,19 @@ a sex, 16 kHz, without silence at the ends. check compares with onnxruntime, whi
 """
 
 import argparse
+import contextlib
 import io
 import json
 import lzma
 import multiprocessing
 import random
 import sys
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
@@ -55,15 +59,14 @@ class Resampler:
 
     def __init__(self, device: str | torch.device):
         taps = 2 * firwin(61, 1 / 3, window=('kaiser', 5.0))
-        kernel = np.zeros((2, 1, 32), np.float32)
+        kernel = np.zeros((2, 1, 32))
         kernel[0, 0, :31], kernel[1, 0, 2:] = taps[60::-2], taps[59::-2]
         self.kernel = torch.from_numpy(kernel).to(device)
 
     def __call__(self, sound: Tensor) -> Tensor:
         length = -(-len(sound) * 2 // 3)
-        sound = F.pad(sound, (15, 34 - len(sound) % 3))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return F.conv1d(sound[None, None], self.kernel, stride=3)[0].T.flatten()[:length]
+        sound = F.pad(sound, (15, 34 - len(sound) % 3)).double()  # in float, a GPU's convolution would round to TF32
+        return F.conv1d(sound[None, None], self.kernel, stride=3)[0].T.flatten()[:length].float()
 
 
 class Voice:
@@ -109,8 +112,7 @@ def convert(args: argparse.Namespace) -> None:
         return found.decode() if isinstance(found, bytes) else found
 
     for n in graph.node:
-        name = n.op_type
-        nodes.append((name, list(n.input), list(n.output), {a.name: value(a) for a in n.attribute}))
+        nodes.append((n.op_type, list(n.input), list(n.output), {a.name: value(a) for a in n.attribute}))
         if DURATIONS in n.output:
             nodes[-1][2][:] = ['durations']
             nodes.append(('LengthenLast', ['durations'], [DURATIONS], dict(multiple=FRAMES)))
@@ -169,49 +171,66 @@ def _jobs(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lzma.decompress((folder / 'jobs.jsonl.xz').read_bytes()).splitlines()]
 
 
-def _work(path: Path, model: dict, todo: list[dict], device: str, end: float, source: str) -> None:
-    """One process: writes path.i16 and path.jsonl until `end`, by time.monotonic."""
-    torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    voice, start, failed, began, said = Voice(model, device), 0, 0, time.monotonic(), 0
-    with path.with_suffix('.i16').open('wb') as sound, path.with_suffix('.jsonl').open('w') as lines:
-        for job in todo:
-            if time.monotonic() > end:
-                break
-            said += 1
-            try:
-                samples = voice(job)
-            except Exception as error:
-                failed += 1
-                print(f'{path.name}: {job["text"]!r} failed: {error}', file=sys.stderr)
-                if failed == 1:
-                    traceback.print_exc()
-                if failed > 20 and failed > FAILING * said:
+class Shard:
+    """One process: writes path.i16 and path.jsonl until `end`, by time.monotonic; threads share it."""
+
+    def __init__(self, path: Path, model: dict, todo: list[dict], device: str, end: float):
+        self.path, self.model, self.todo, self.device, self.end = path, model, iter(todo), device, end
+        self.lock, self.samples, self.said, self.failed = threading.Lock(), 0, 0, 0
+
+    def __call__(self, threads: int) -> None:
+        torch.set_num_threads(1)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        began = time.monotonic()
+        with self.path.with_suffix('.i16').open('wb') as sound, self.path.with_suffix('.jsonl').open('w') as lines:
+            with ThreadPoolExecutor(threads) as pool:
+                for done in [pool.submit(self.work, sound, lines) for _ in range(threads)]:
+                    done.result()
+        seconds = self.samples / RATE
+        print(f'{self.path.name}, {self.device}: {self.said - self.failed} utterances, {self.failed} failed, '
+              f'{seconds / 3600:.2f} h, {seconds / (time.monotonic() - began):.1f} of real time')  # fmt: skip
+        sys.exit(self.said == self.failed or self.failed > FAILING * self.said)
+
+    def work(self, sound: BinaryIO, lines: TextIO) -> None:
+        """One thread, with its own stream: kernels of two utterances run at once."""
+        stream = torch.cuda.Stream(self.device) if self.device != 'cpu' else None
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            voice = Voice(self.model, self.device)
+            while time.monotonic() < self.end:
+                with self.lock:
+                    job = next(self.todo, None)
+                if job is None or (self.failed > 20 and self.failed > FAILING * self.said):
                     break
-                continue
-            row = dict(start=start, samples=len(samples), text=job['text'], speaker=job['speaker'], source=source)
-            lines.write(json.dumps(row) + '\n')
+                try:
+                    self.add(voice(job), job, sound, lines)
+                except Exception as error:
+                    self.failed, self.said = self.failed + 1, self.said + 1
+                    print(f'{self.path.name}: {job["text"]!r} failed: {error}', file=sys.stderr)
+                    if self.failed == 1:
+                        traceback.print_exc()
+
+    def add(self, samples: np.ndarray, job: dict, sound: BinaryIO, lines: TextIO) -> None:
+        row = dict(text=job['text'], speaker=job['speaker'], source=job['source'])
+        with self.lock:
+            lines.write(json.dumps(dict(start=self.samples, samples=len(samples)) | row) + '\n')
             sound.write(samples.tobytes())
-            start += len(samples)
-    seconds = time.monotonic() - began
-    print(f'{path.name}, {device}: {said - failed} utterances, {failed} failed, {start / RATE / 3600:.2f} h, '
-          f'{start / RATE / seconds:.1f} of real time, {dict(voice.graph.moves)} moves')  # fmt: skip
-    sys.exit(said == failed or failed > FAILING * said)
+            self.samples += len(samples)
+            self.said += 1
 
 
 def make(args: argparse.Namespace) -> None:
     end = time.monotonic() + args.seconds
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    model, todo = unpacked(args.model), _jobs(args.model)
+    model, todo = unpacked(args.model), [job | dict(source=args.name) for job in _jobs(args.model)]
     fork = multiprocessing.get_context('fork')  # shares the model and the imports; CUDA must not be up before
     with fork.Pool(1) as pool:
         devices = [f'cuda:{i}' for i in range(pool.apply(torch.cuda.device_count))] or ['cpu']
     processes = []
     for i in range(args.processes):
-        path = args.output / f'train-{args.name}{i}'
-        work = model, todo[i :: args.processes], devices[i % len(devices)], end, args.name
-        processes.append(fork.Process(target=_work, args=(path, *work)))
+        path, device = args.output / f'train-{args.name}{i}', devices[i % len(devices)]
+        shard = Shard(path, model, todo[i :: args.processes], device, end)
+        processes.append(fork.Process(target=shard, args=(args.threads,)))
         processes[-1].start()
     for process in processes:
         process.join()
@@ -270,6 +289,7 @@ def main() -> None:
     command.add_argument('--model', type=Path, required=True, help='the folder that convert and jobs made')
     command.add_argument('--seconds', type=float, default=100.0, help='from the start of the command')
     command.add_argument('--processes', type=int, default=1, help='in all; GPUs take turns')
+    command.add_argument('--threads', type=int, default=1, help='of each process, each with a CUDA stream')
     command.add_argument('--name', default='kokoro', help='of the shards and the source')
     args = parser.parse_args()
     args.function(args)

@@ -36,7 +36,7 @@ class Graph:
             raise ValueError(f'operations {sorted(unknown)} are unknown: add them to onnx_ops.py')
         self.moves, self.lifted, self.kept = Counter(), {}, {}  # host to device and back; arrays already lifted
         self.constants = {name: self._initial(tensor) for name, tensor in model['tensors'].items()}
-        nodes = _without_quantisation([list(node) for node in model['nodes']], self.constants)
+        nodes = _without_quantisation([[o, [*i], [*out], a] for o, i, out, a in model['nodes']], self.constants)
         nodes = self._folded(nodes)
         nodes = self._folded(_products(nodes, self.constants, self.device))
         nodes = _used(_normalisations(nodes, self.constants), self.outputs)
