@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
 from nemo_lact.state import LaCTState
 
@@ -131,3 +132,48 @@ def test_all_layers_at_once_follow_fp32(pair, contract, dtype):
     contract(f'{str(dtype)[6:]}, all layers at once = fp32 on GPU (relative)', errors['auto'], 5e-2)
     # The memory's own error hangs on the dtype; all layers at once must not have more.
     contract('memory, all layers at once, against layer by layer', errors['auto memory'] / errors['off memory'], 1.5)
+
+
+def gradients(encoder, signal, lengths):
+    encoder.zero_grad()
+    out, n = encoder(audio_signal=signal, length=lengths)
+    (out.float().square() * (torch.arange(out.size(2), device='cuda') < n[:, None])[:, None]).sum().backward()
+    return torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+
+def test_attention_in_training_follows_fp32(contract, monkeypatch):
+    window = pytest.importorskip('nemo_lact.ops.triton_window')
+    # A frozen memory: the rounding of its steps would hide that of attention.
+    encoder = LaCTEncoder(**{**OPTIONS, 'adaptation': False}).cuda().train()
+    signal, lengths = (x.cuda() for x in batch())
+    truth, errors, calls = gradients(encoder, signal, lengths), {}, []
+    whole = window.window_training
+    monkeypatch.setattr(window, 'window_training', lambda *a: calls.append(a) or whole(*a))
+    for wanted in (False, True):
+        monkeypatch.setattr(window, 'WANTED', wanted)
+        with torch.autocast('cuda', dtype=torch.bfloat16):
+            errors[wanted] = relative(gradients(encoder, signal, lengths), truth)
+        assert len(calls) == len(encoder.layers) * wanted
+    contract('bf16, gradients with attention in a kernel = fp32 on GPU (relative)', errors[True], 1e-1)
+    contract('gradients, attention in a kernel, against blocks of torch', errors[True] / errors[False], 1.5)
+
+
+def test_compiled_layers_in_training_are_one_graph():
+    pytest.importorskip('nemo_lact.ops.triton_window')
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    encoder = LaCTEncoder(**OPTIONS, dropout_att=0.05, compile=True).cuda().train()
+    signal, lengths = batch()
+    made, counters = [], torch._dynamo.utils.counters
+    ops.use_implementation('fast')
+    try:
+        for frames in (1500, 1237, 400):
+            with torch.autocast('cuda', dtype=torch.bfloat16):
+                found = gradients(encoder, signal[..., :frames].cuda(), lengths.clamp(max=frames).cuda())
+            assert found.isfinite().all()
+            made.append(counters['stats']['unique_graphs'])
+    finally:
+        ops.use_implementation('auto')
+    assert not counters['graph_break'], counters['graph_break']
+    # One for the first length, and those for any other: torch takes one for the first layer and one for later ones.
+    assert made[0] == 1 and made[1] == made[2] <= 3, f'graphs after each batch: {made}'

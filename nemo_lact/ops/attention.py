@@ -9,9 +9,9 @@ try:
 except ImportError:  # optional speed-up
     flash_attn_varlen_func = None
 try:
-    from nemo_lact.ops import triton_attention
+    from nemo_lact.ops import triton_attention, triton_window
 except ImportError:  # no Triton
-    triton_attention = None
+    triton_attention = triton_window = None
 
 
 def window_attention(
@@ -32,9 +32,15 @@ def window_attention(
     """
     # x.size() is a tensor while tracing: comparing it would bake the example's length into the graph.
     tracing = torch.jit.is_tracing()
-    if chunk == 0 and _use_flash(q, tracing):
-        return _flash(q, k, v, valid, left, right, dropout_p)
     eager = not tracing and not torch.compiler.is_compiling()
+    flash = chunk == 0 and _use_flash(q, tracing)
+    # Training on a GPU in half precision. flash-attn goes first, but it would cut a compiled layer in pieces.
+    if chunk == 0 and not tracing and torch.is_grad_enabled() and not (flash and eager):
+        halves = _as_autocast(q, k, v)
+        if _use_training(*halves, left, right, dropout_p):
+            return triton_window.window_training(*halves, valid, left, right, dropout_p)
+    if flash:
+        return _flash(q, k, v, valid, left, right, dropout_p)
     if chunk == 0 and eager and _use_kernel(q, k, v, left, right, dropout_p):
         return triton_attention.window_forward(q, k, v, valid, left, right)
     block = max(left, right, 16)
@@ -121,6 +127,19 @@ def _blocks(
     out = F.scaled_dot_product_attention(query, neighbours(k), neighbours(v), attn_mask=mask, dropout_p=dropout_p)
     out = out.view(batch, n, heads, block, width).transpose(1, 2).reshape(batch, heads, n * block, width)
     return out[:, :, :frames]
+
+
+def _as_autocast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the dtype in which autocast would give them to torch's attention."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def _use_training(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, dropout_p: float) -> bool:
+    return triton_window is not None and triton_window.can_train(q, k, v, left, right, dropout_p)
 
 
 def _use_kernel(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, dropout_p: float) -> bool:

@@ -57,6 +57,34 @@ def test_a_compiled_model_copies_and_pickles(pair):
 
 
 @pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
+def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract):
+    monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')
+    monkeypatch.setattr('nemo_lact.ops.triton_window._fits', lambda device: True)  # as on a GPU
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    options = dict(tiny, d_model=16, n_layers=1, n_heads=1, num_lact_heads=1, lact_chunk_size=64, dropout_att=0.1)
+    plain, fast = LaCTEncoder(**options), LaCTEncoder(**options, compile=True)
+    fast.load_state_dict(plain.state_dict())
+    ops.use_implementation('fast')
+    try:
+        for frames in (200, 130):
+            x = dict(audio_signal=torch.randn(2, 16, frames), length=torch.tensor([frames, 100]))
+            outs = []
+            for encoder in (plain, fast):
+                torch.manual_seed(0)
+                with torch.autocast('cpu', dtype=torch.bfloat16):
+                    outs.append(encoder(**x)[0].float())
+            outs[1].square().mean().backward()
+            error = (outs[0] - outs[1]).norm() / outs[0].norm()
+            contract('compiled = plain, dropout in attention (bf16, CPU)', error, 2e-2)
+    finally:
+        ops.use_implementation('auto')
+    counters = torch._dynamo.utils.counters
+    assert not counters['graph_break'], counters['graph_break']
+    assert counters['stats']['unique_graphs'] == 2, 'the first length, and any other'
+
+
+@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
 def test_compiled_layers_hold_the_fast_memory_as_one_operator(monkeypatch, contract):
     monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')
     torch._dynamo.reset()
