@@ -89,6 +89,8 @@ def main() -> None:
     trainer.fit(model)
     took = time.monotonic() - began
     model.eval().to('cuda' if gpu else 'cpu')
+    if encoder.get('compile'):  # scoring meets each shape once
+        model.encoder.config.compile = model.cfg.encoder.compile = False
     name = args.contestant.replace(' ', '_').replace(',', '')
     name = f'{name}-{args.seed}'
     args.output.mkdir(parents=True, exist_ok=True)
