@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
+from nemo_lact.ops import cuda_graphs
 
 GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if GPU else 'cpu'
@@ -177,6 +178,7 @@ def run_task(name: str, encoders: dict, rounds: int, kind: str, peak_rate: float
             if GPU:
                 torch.cuda.synchronize()
                 wavefront.forget(encoder)  # buffers kept between calls count too
+                cuda_graphs.forget()
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()

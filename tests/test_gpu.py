@@ -7,6 +7,7 @@ import torch
 
 from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
+from nemo_lact.ops import cuda_graphs, fast
 from nemo_lact.state import LaCTState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
@@ -86,6 +87,39 @@ def test_training_steps(pair, dtype, compiled):
         scaler.update()
         losses.append(loss.item())
     assert finite and losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_training_on_long_rows_is_recorded(contract, monkeypatch, compiled):
+    """Gradients as without CUDA graphs, for ragged rows of lengths that come in turns."""
+    torch._dynamo.reset()
+    encoder = LaCTEncoder(**OPTIONS, compile=compiled).cuda().train()
+    batches = [(torch.randn(2, 80, n).cuda(), torch.tensor([n, n // 2]).cuda()) for n in (1500, 1431, 2200)]
+
+    def gradients(signal, length):
+        encoder.zero_grad()
+        with torch.autocast('cuda', dtype=torch.bfloat16):
+            out, _ = encoder(audio_signal=signal, length=length)
+        out.float().square().mean().backward()
+        return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+    ops.use_implementation('fast')
+    try:
+        monkeypatch.setattr(fast, 'GRAPH_CHUNKS', 1000)
+        plain = [gradients(*batch) for batch in batches]
+        monkeypatch.setattr(fast, 'GRAPH_CHUNKS', 4)
+        cuda_graphs.forget()
+        for _ in range(2):
+            for batch, expected in zip(batches, plain):
+                found = gradients(*batch)
+                assert found.keys() == expected.keys()
+                for name, gradient in found.items():
+                    if expected[name].norm() > 1e-6:
+                        contract('recorded training = plain, gradient', relative(gradient, expected[name]), 2e-3)
+        assert len(cuda_graphs._graphs) == 4  # forward and backward, of 6 and of 9 chunks
+    finally:
+        ops.use_implementation('auto')
+        cuda_graphs.forget()
 
 
 def test_compiled_equals_eager(pair, contract):

@@ -1,7 +1,7 @@
 """A function of tensors recorded as a CUDA graph at its second call with the same shapes, and replayed from then on.
 
-Hundreds of launches from Python become one. Recording costs two runs and keeps the memory of one, so shapes that come
-once are not recorded, and only the last few recordings are kept.
+Hundreds of launches from Python become one. Recording costs two runs, so shapes that come once are not recorded, and
+only the last few recordings are kept. They work in the same memory, that of the largest: results are copied out.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from torch import Tensor
 MOST = 16  # recordings kept: one for each stream and shape in use
 _seen: OrderedDict[tuple, int] = OrderedDict()
 _graphs: OrderedDict[tuple, tuple] = OrderedDict()
+_streams: dict[tuple, 'torch.cuda.Stream'] = {}  # of a caller's: to record on, one each, as products keep memory for it
 
 
 def replay(function, tensors: tuple[Tensor, ...], options: tuple) -> tuple[Tensor, ...]:
@@ -28,27 +29,45 @@ def replay(function, tensors: tuple[Tensor, ...], options: tuple) -> tuple[Tenso
         _seen.popitem(last=False)
     if _seen[key] < 2:
         return function(*tensors, *options)
+    try:
+        recorded = _record(function, tensors, options, key[-2:])
+    except torch.cuda.OutOfMemoryError:  # memory that torch keeps for reuse is not given to a recording: free it first
+        torch.cuda.empty_cache()
+        return function(*tensors, *options)
     del _seen[key]
-    _graphs[key] = _record(function, tensors, options)
+    _graphs[key] = recorded
     if len(_graphs) > MOST:
         _graphs.popitem(last=False)
     return _run(*_graphs[key], tensors)
 
 
-def _record(function, tensors, options):
+def forget() -> None:
+    """Give back the memory of all recordings."""
+    _graphs.clear()
+    _seen.clear()
+
+
+def _record(function, tensors, options, where: tuple):
+    if where not in _streams:
+        _streams[where] = torch.cuda.Stream()
+    pool = next((kept[0].pool() for key, kept in _graphs.items() if key[-2:] == where), None)
     places = tuple(torch.empty_like(_once(t)) for t in tensors)
     for place, tensor in zip(places, tensors):
         place.copy_(_once(tensor))
-    graph, results = record(lambda: function(*(p.expand(t.shape) for p, t in zip(places, tensors)), *options))
+    given = tuple(place.expand(tensor.shape) for place, tensor in zip(places, tensors))
+    graph, results = record(lambda: function(*given, *options), _streams[where], pool)
     return graph, places, results
 
 
-def record(function) -> tuple['torch.cuda.CUDAGraph', Any]:
-    """The launches of function() as a graph, and its result, which a replay fills. All it calls has run before."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+def record(function, stream=None, pool=None) -> tuple['torch.cuda.CUDAGraph', Any]:
+    """The launches of function() as a graph, and its result, which a replay fills. All it calls has run before.
+
+    pool: of other recordings, whose replays then overwrite this one's result.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream()
     torch.cuda.synchronize()  # and not torch.cuda.graph(), which also collects garbage: 0.1 s
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode='thread_local')
+        graph.capture_begin(pool, capture_error_mode='thread_local')
         try:
             results = function()
         finally:

@@ -71,9 +71,9 @@ def chunk_gradient(sizes: Sizes, shares, k, v, eta, valid, w, half, part: slice,
         shares: of `Sizes.shares` for a full chunk.
         k, v: [B, H, T, d]. eta: [B, H, T, 3, 1]. valid: [B, T].
         w: [B or 1, H, 3, d, d] fp32; half: [B, H, 3, d, d] the same in the products' dtype, or None to make it.
-        factors: [B, H, T, 3, d], written with `keep`.
+        factors: [B, H, C, 3, d] of the chunk, written with `keep`.
     """
-    batch, heads, total, width = k.shape
+    batch, heads, _, width = k.shape
     frames = part.stop - part.start
     if WIDE_PRODUCTS and not keep and batch * heads >= MANY:
         half = w.to(sizes.products).expand(batch, -1, -1, -1, -1) if half is None else half
@@ -90,7 +90,7 @@ def chunk_gradient(sizes: Sizes, shares, k, v, eta, valid, w, half, part: slice,
         return
     grid, tiles = shares
     chunk_gradient_kernel[grid](
-        k, v, eta, valid, w, gradient, factors, heads, total, part.start, part.stop,
+        k, v, eta, valid, w, gradient, factors, heads, part.start, part.stop,
         *k.stride()[:3], *v.stride()[:3], *eta.stride()[:4], valid.stride(0), row_stride(w), gradient.stride(0),
         STEPS=tiles, KEEP=keep, **sizes.gemm,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Forward and backward pass of the fast memory over all chunks, as plain functions of tensors. fast.py calls them.
 
-Weights, momenta and their gradients lie as [B, H, 3, d, d] in the order W0, W2, W1.
+Weights, momenta and their gradients lie as [B, H, 3, d, d] in the order W0, W2, W1. C is the frames of a chunk: all T
+of input that is shorter. Nothing waits for the GPU: both passes can be recorded as CUDA graphs.
 """
 
 import torch
@@ -27,6 +28,8 @@ from nemo_lact.ops.triton_backward import (
 
 __all__ = ['INTERPRETED', 'PRODUCTS', 'backward_pass', 'forward_pass']
 
+FEW = 48  # matrices up to which Newton-Schulz's backward is faster by torch's products than by a program each
+
 
 def forward_pass(
     q: Tensor,
@@ -45,7 +48,7 @@ def forward_pass(
     use_momentum: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The memory over all chunks.
+    """The memory over all chunks. With `keep` T is one chunk's frames at most, or whole chunks.
 
     Args:
         q, k, v: [B, H, T, d] half precision.
@@ -55,9 +58,10 @@ def forward_pass(
         keep: keep what backward needs.
 
     Returns:
-        out [B, H, T, d]; weights and momentum after each chunk [n, B, H, 3, d, d] (only the last, n = 1, without
-        `keep`); with `keep` the row ratios [n, B, H, 3, d], the weights that were read in the products' dtype, and
-        the factors of the gradients [B, H, T, 3, d]; else empty tensors.
+        out [B, H, T, d]; weights after the last chunk [B, H, 3, d, d]; momentum after each chunk [n, B, H, 3, d, d]
+        (only the last, n = 1, without `keep`); with `keep` the row ratios [n, B, H, 3, d], the weights after each
+        chunk in the products' dtype (in causal order also those before the first), and the factors of the gradients
+        [n, B, H, C, 3, d]; else empty tensors.
     """
     batch, heads, total, width = q.shape
     sizes = Sizes(width, q.device)
@@ -72,26 +76,24 @@ def forward_pass(
         halves[0] = weights
     shares = sizes.shares(batch * heads, min(chunk, total))
     gradient = weights.new_empty((shares[0][2], *shape))
-    factors = q.new_empty((batch, heads, total, 3, width) if keep else (0,), dtype=sizes.products)
+    factors = q.new_empty((steps, batch, heads, min(chunk, total), 3, width) if keep else (0,), dtype=sizes.products)
     stored = steps if keep else min(steps, 2)  # without backward two buffers take turns
-    ws, ms = weights.new_empty((stored, *shape)), weights.new_empty((stored, *shape))
-    ratios = weights.new_empty((stored, *shape[:-1]))
+    ms, ratios = weights.new_empty((stored, *shape)), weights.new_empty((stored, *shape[:-1]))
+    ws = [weights.new_empty(shape) for _ in range(min(steps, 2))]
     w, m = weights, momentum
     for index in range(steps):
-        start, end = index * chunk, min((index + 1) * chunk, total)
+        part = slice(index * chunk, min((index + 1) * chunk, total))
         before = halves[index + first - 1] if index + first else None
-        part = slice(start, end)
-        chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, factors, keep)
+        to = factors[index] if keep else factors
+        chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, to, keep)
         at = index % stored
-        outs = (ms[at], ws[at], halves[index + first], ratios[at])
+        outs = (ms[at], ws[index % 2], halves[index + first], ratios[at])
         update(sizes, gradient, m if use_momentum else None, w, lengths, mu, frames, index, chunk, use_muon, outs)
-        w, m = ws[at], ms[at]
+        w, m = ws[index % 2], ms[at]
     out = read_chunks(sizes, q, halves, steps, chunk)
     if keep:
-        return out, ws, ms, ratios, halves, factors
-    last = slice((steps - 1) % stored, (steps - 1) % stored + 1)
-    nothing = [weights.new_empty(0), halves.new_empty(0), factors]
-    return out, ws[last].clone(), ms[last].clone(), *nothing
+        return out, w, ms, ratios, halves, factors
+    return out, w, m[None].clone(), weights.new_empty(0), halves.new_empty(0), factors
 
 
 def backward_pass(
@@ -107,119 +109,156 @@ def backward_pass(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, eta, mu, weights, momentum, lengths.
 
+    Only the steps of the weights go from chunk to chunk; the products before and after are of all chunks at once.
+
     Args:
         d_out, d_weights, d_momentum: gradients of `forward_pass`'s first three results; None is zero.
-        inputs: its first ten arguments. kept: its results but the first.
+        inputs: its first ten arguments. kept: its results from the third on.
     """
     q, k, v, eta, mu, weights, momentum, lengths, valid, frames = inputs
-    ws, ms, ratios, halves, factors = kept
+    ms, ratios, halves, factors = kept
     batch, heads, total, width = q.shape
     sizes = Sizes(width, q.device)
     rows, steps = batch * heads, frames.size(1)
     shape = (batch, heads, 3, width, width)
+    # Frames as [n · B · H, C, d], weights as [n · B · H, .., d].
+    q_, k_, v_ = (_by_chunks(x, steps, sizes.products) for x in (q, k, v))
+    d_out = torch.zeros_like(q_) if d_out is None else _by_chunks(d_out, steps, sizes.products)
+    old, new = halves[:-1], halves[-steps:]  # before and after each chunk
+    if bidirectional:
+        old = torch.cat((weights.to(halves.dtype).expand(1, *shape), old))
+    dq, read = _read_backward(sizes, q_, halves[:steps].view(-1, 3, width, width), d_out)
+    read = read.view(steps, *shape)
+    w02, w1 = old.view(-1, 3 * width, width)[:, : 2 * width], old.view(-1, 3, width, width)[:, 2]
+    kw, vw = torch.bmm(k_, w02.mT), torch.bmm(v_, w1)
+    z = torch.empty((steps * rows, 6, width, width), dtype=sizes.products, device=q.device)
+    for_k, dh = torch.empty_like(kw), torch.empty_like(vw)
 
-    dw, dm = ws.new_zeros(shape), ws.new_zeros(shape if use_momentum else 0)
-    d_out = torch.zeros_like(q) if d_out is None else d_out
+    dw, dm = ms.new_zeros(shape), ms.new_zeros(shape if use_momentum else 0)
     d_lengths = dw.new_zeros((batch, heads, 3, width))
     d_eta = eta.new_zeros((batch, heads, total, 3))
-    d_mu = torch.zeros_like(mu)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    later, after = None, None  # parts of the gradient of the new weights
+    mu_parts = dw.new_empty((steps, batch, heads, 3))
+    later = torch.empty((rows, 3, width, width), dtype=sizes.products, device=q.device)
+    muon = _Orthogonalised(sizes, ms) if use_muon else None
+    x = d = size = m_size = dw  # not read without Muon
+    if use_muon:
+        d, size = torch.empty(shape, dtype=torch.float16, device=q.device), dw.new_empty((rows, 3))
+    if d_weights is not None:
+        dw += d_weights
     for index in reversed(range(steps)):
-        w_old, m_old = (ws[index - 1], ms[index - 1]) if index else (weights, momentum)
-        part = slice(index * chunk, min((index + 1) * chunk, total))
-        if d_weights is not None:
-            dw += d_weights[index]
+        m_old = ms[index - 1] if index else momentum
         if use_momentum and d_momentum is not None:
             dm += d_momentum[index]
-        read = _read_backward(sizes, q[:, :, part], halves[index], d_out[:, :, part], dq[:, :, part])
-        x = d = size = dw
-        if use_muon:
-            x, d = (torch.empty(shape, dtype=torch.float16, device=q.device) for _ in range(2))
-            size = dw.new_empty((rows, 3, 2))
-        now = read if bidirectional else after
+        # parts of the gradient of the new weights: of the read with them, and of the chunk that learned from them
+        now = read[index] if bidirectional else read[index + 1] if index + 1 < steps else None
         rows_backward_kernel[(rows, 3)](
-            dw, dw if now is None else now, dw if later is None else later, ws[index], ratios[index], lengths,
-            ms[index], frames[:, index], d_lengths, x, d, size, heads, frames.stride(0), 1 / chunk,
-            MUON=use_muon, READ=now is not None, LATER=later is not None, **sizes.rows,
+            dw, dw if now is None else now, later, new[index], ratios[index], lengths, frames[:, index], d_lengths,
+            d, size, heads, frames.stride(0), 1 / chunk,
+            MUON=use_muon, READ=now is not None, LATER=index + 1 < steps, **sizes.rows,
         )  # fmt: skip
+        dx = dw
         if use_muon:
-            d = _newton_schulz_backward(sizes, x.view(-1, width, width), d.view(-1, width, width))
-        z = torch.empty((rows, 9, width, width), dtype=sizes.products, device=q.device)
-        mu_parts = dw.new_empty((rows, 3))
+            x, m_size = muon.x[index], muon.size[index]
+            dx = muon.backward(index, d)
+        at = slice(index * rows, (index + 1) * rows)
         momentum_backward_kernel[(rows, 3)](
-            d, x, size, dw, dm, m_old, w_old, mu[:, :, index], frames[:, index], z, mu_parts,
-            heads, row_stride(m_old), row_stride(w_old), mu.stride(0), mu.stride(1), frames.stride(0),
+            dx, x, size, m_size, dw, dm, m_old, mu[:, :, index], frames[:, index], z[at], mu_parts[index],
+            heads, row_stride(m_old), mu.stride(0), mu.stride(1), frames.stride(0),
             MUON=use_muon, MOMENTUM=use_momentum, **sizes.rows,
         )  # fmt: skip
-        if use_momentum:
-            d_mu[:, :, index] = mu_parts.sum(dim=-1).view(batch, heads)
-        later = _gradient_backward(sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta)
-        after = read
-    parts = [dw, later] if bidirectional else [dw, later, after]
+        _gradient_backward(
+            sizes, k_[at], v_[at], z[at], kw[at], vw[at], factors[index], eta, valid, index, for_k[at], dh[at], d_eta,
+            later,
+        )  # fmt: skip
+
+    of_k, of_v = factors.view(*kw.shape[:2], -1).split((2 * width, width), dim=-1)
+    dk = torch.bmm(of_k, z[:, 2:4].flatten(1, 2))
+    dk.baddbmm_(of_k, z[:, :2].flatten(1, 2)).baddbmm_(for_k, w02)
+    dv = torch.bmm(of_v, z[:, 5].mT)
+    dv.baddbmm_(of_v, z[:, 4].mT).baddbmm_(dh, w1.mT)
+    d_mu = mu.new_zeros(mu.shape)
+    if use_momentum:
+        d_mu.copy_(mu_parts.sum(dim=-1).permute(1, 2, 0))
+    parts = [dw, later.view(shape)] if bidirectional else [dw, later.view(shape), read[0]]
     if weights.size(0) != batch:
-        parts = [part.view(shape).sum(dim=0, keepdim=True, dtype=torch.float32) for part in parts]
-    dw = sum(part.view(parts[0].shape) for part in parts)
+        parts = [part.sum(dim=0, keepdim=True, dtype=torch.float32) for part in parts]
     if not use_momentum:
         dm = torch.zeros_like(momentum)
     elif momentum.size(0) != batch:
         dm = dm.sum(dim=0, keepdim=True)
-    return dq, dk, dv, d_eta[..., None], d_mu, dw, dm, d_lengths.sum(dim=0)
+    dq, dk, dv = (_as_it_came(x, like) for x, like in ((dq, q), (dk, k), (dv, v)))
+    return dq, dk, dv, d_eta[..., None], d_mu, sum(parts), dm, d_lengths.sum(dim=0)
 
 
-def _newton_schulz_backward(sizes: Sizes, x: Tensor, d: Tensor) -> Tensor:
-    if not sizes.hopper:
-        return newton_schulz_half.backward(x, d)
-    tiles = sizes.hopper['NT']
-    steps = x.new_empty((x.size(0), 5, tiles * tiles, 64, 64))
-    products = x.new_empty((x.size(0), tiles * (tiles + 1) // 2, 64, 64))
-    hopper.newton_schulz_backward_kernel[(x.size(0),)](x, d, steps, products, **{**sizes.hopper, 'num_warps': 8})
-    return d
+class _Orthogonalised:
+    """Backward of orthogonalising all chunks' momenta [n, B, H, 3, d, d]. x: what went in, size: their norms."""
+
+    def __init__(self, sizes: Sizes, momenta: Tensor):
+        steps, width = momenta.size(0), sizes.width
+        self.sizes = sizes
+        norm = torch.linalg.vector_norm(momenta, dim=(-2, -1), keepdim=True)
+        self.size = torch.sqrt(norm * norm + 1e-14)
+        self.x = torch.empty(momenta.shape, dtype=torch.float16, device=momenta.device)
+        torch.mul(momenta, newton_schulz_half.SCALE / self.size, out=self.x)
+        self.x = self.x.view(steps, -1, width, width)
+        self.few = self.x.size(1) <= FEW
+        if self.few:
+            kept = newton_schulz_half.steps(self.x.flatten(0, 1))
+            self.kept = [[tensor.view(self.x.shape) for tensor in step] for step in kept]
+
+    def backward(self, index: int, d: Tensor) -> Tensor:
+        """Of chunk `index`; d [B, H, 3, d, d] fp16, may be overwritten."""
+        x, d = self.x[index], d.view(self.x.shape[1:])
+        if self.few:
+            return newton_schulz_half.backward([[tensor[index] for tensor in step] for step in self.kept], d)
+        if not self.sizes.hopper:
+            return newton_schulz_half.backward(newton_schulz_half.steps(x), d)
+        tiles = self.sizes.hopper['NT']
+        steps = x.new_empty((x.size(0), 5, tiles * tiles, 64, 64))
+        products = x.new_empty((x.size(0), tiles * (tiles + 1) // 2, 64, 64))
+        options = {**self.sizes.hopper, 'num_warps': 8}
+        hopper.newton_schulz_backward_kernel[(x.size(0),)](x, d, steps, products, **options)
+        return d
 
 
-def _read_backward(sizes: Sizes, q: Tensor, half: Tensor, d_out: Tensor, dq: Tensor) -> Tensor:
-    """Writes dq, returns the gradient of the weights [B·H, 3, d, d] in the products' dtype."""
-    width, frames = sizes.width, q.size(2)
-    q, d_out = (x.to(sizes.products).reshape(-1, frames, width) for x in (q, d_out))  # [B·H, C, d]
-    half = half.reshape(-1, 3, width, width)
-    w02, w1 = half[:, :2].reshape(-1, 2 * width, width), half[:, 2]
+def _by_chunks(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """[B, H, T, d] -> [n · B · H, C, d]."""
+    x = x.to(dtype).unflatten(2, (steps, -1)).permute(2, 0, 1, 3, 4)
+    return x.reshape(-1, *x.shape[3:])
+
+
+def _as_it_came(x: Tensor, like: Tensor) -> Tensor:
+    """Back to [B, H, T, d] in dtype and strides of `like`."""
+    result = torch.empty_like(like)
+    chunks = result.unflatten(2, (-1, x.size(1))).permute(2, 0, 1, 3, 4)
+    chunks.copy_(x.view(chunks.shape))
+    return result
+
+
+def _read_backward(sizes: Sizes, q: Tensor, half: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of q [N, C, d] and of the weights that it was read with, half [N, 3, d, d]."""
+    width = sizes.width
+    w02, w1 = half[:, :2].flatten(1, 2), half[:, 2]
     qw = torch.bmm(q, w02.mT)
     dh = torch.bmm(d_out, w1)
     for_q, hidden = torch.empty_like(qw), torch.empty_like(dh)
-    rows = q.size(0) * frames
+    rows = q.size(0) * q.size(1)
     read_backward_kernel[(triton.cdiv(rows, sizes.elements['BLOCK_T']),)](qw, dh, for_q, hidden, rows, **sizes.elements)
-    dq.copy_(torch.bmm(for_q, w02).view(dq.shape))
     dw = torch.empty_like(half)
-    dw[:, :2] = torch.bmm(for_q.mT, q).view(-1, 2, width, width)
-    dw[:, 2] = torch.bmm(d_out.mT, hidden)
-    return dw
+    torch.bmm(for_q.mT, q, out=dw[:, :2].view(-1, 2 * width, width))
+    torch.bmm(d_out.mT, hidden, out=dw[:, 2])
+    return torch.bmm(for_q, w02), dw
 
 
-def _gradient_backward(sizes: Sizes, k, v, eta, valid, factors, z, part, dk, dv, d_eta) -> Tensor:
-    """Writes dk, dv and d_eta of one chunk, returns the gradient of the old weights [B·H, 3, d, d]."""
-    width, heads = sizes.width, k.size(1)
-    shape = k[:, :, part].shape
-    frames = shape[2]
-    k_, v_ = (x[:, :, part].to(sizes.products).reshape(-1, frames, width) for x in (k, v))
-    # z: g0, g2, g0', g2', W0, W2 stacked, then g1, g1', W1
-    stacked, g1, g1_rest, w1 = z[:, :6].reshape(-1, 6 * width, width), z[:, 6], z[:, 7], z[:, 8]
-    kz = torch.bmm(k_, stacked.mT)
-    vw, vg, vg_rest = torch.bmm(v_, w1), torch.bmm(v_, g1), torch.bmm(v_, g1_rest)
-    for_k, dh = kz.new_empty((k_.size(0), frames, 2 * width)), torch.empty_like(vw)
-    grid = (k_.size(0), triton.cdiv(frames, sizes.elements['BLOCK_T']))
-    gradient_backward_kernel[grid](
-        kz, vw, vg, vg_rest, factors, eta, valid, for_k, dh, d_eta,
-        heads, frames, part.start, factors.stride(1), *eta.stride()[:4], valid.stride(0), d_eta.stride(1),
-        **sizes.elements,
+def _gradient_backward(sizes: Sizes, k, v, z, kw, vw, factors, eta, valid, index, for_k, dh, d_eta, dw) -> None:
+    """Of one chunk: fills for_k and dh, d_eta's part, and dw [B · H, 3, d, d], the gradient of the old weights."""
+    width = sizes.width
+    rows, frames = k.shape[:2]
+    kz = torch.bmm(k, z[:, :4].flatten(1, 2).mT)
+    vg, vg_rest = torch.bmm(v, z[:, 4]), torch.bmm(v, z[:, 5])
+    gradient_backward_kernel[(rows, triton.cdiv(frames, sizes.elements['BLOCK_T']))](
+        kz, kw, vw, vg, vg_rest, factors, eta, valid, for_k, dh, d_eta,
+        eta.size(1), frames, index * frames, *eta.stride()[:4], valid.stride(0), d_eta.stride(1), **sizes.elements,
     )  # fmt: skip
-    mine = factors[:, :, part].reshape(k_.size(0), frames, 3 * width)
-    of_k, of_v = mine[..., : 2 * width], mine[..., 2 * width :]
-    dk_ = torch.bmm(of_k, stacked[:, 2 * width : 4 * width])
-    dk_ = torch.baddbmm(dk_, of_k, stacked[:, : 2 * width])
-    dk[:, :, part] = torch.baddbmm(dk_, for_k, stacked[:, 4 * width :]).view(shape)
-    dv_ = torch.baddbmm(torch.bmm(of_v, g1_rest.mT), of_v, g1.mT)
-    dv[:, :, part] = torch.baddbmm(dv_, dh, w1.mT).view(shape)
-    dw = torch.empty((k_.size(0), 3, width, width), dtype=sizes.products, device=k.device)
-    dw[:, :2] = torch.bmm(for_k.mT, k_).view(-1, 2, width, width)
-    dw[:, 2] = torch.bmm(v_.mT, dh)
-    return dw
+    torch.bmm(for_k.mT, k, out=dw[:, :2].view(-1, 2 * width, width))
+    torch.bmm(v.mT, dh, out=dw[:, 2])

@@ -35,22 +35,24 @@ def forward(x: Tensor) -> Tensor:
     return x
 
 
-def backward(x: Tensor, d: Tensor) -> Tensor:
-    """Gradient at M / |M| from the gradient d at the result, both in d's scale, [N, d, d] fp16.
-
-    Y = P X with P = a I + b A + c A²: dX = P dY + (b S + c (S A + A S)) X, S = dY Xᵀ + X dYᵀ.
-    """
+def steps(x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `backward` needs of each step: X before it, A = X Xᵀ and b A + c A², all times 256."""
     kept = []
     for step, (a, b, c) in enumerate(STEPS):
         gram, poly = _polynomial(x, b, c)
         kept.append((x, gram, poly))
         if step < len(STEPS) - 1:
             x = torch.baddbmm(x, poly, x, beta=a, alpha=1 / SCALE)
+    return kept
+
+
+def backward(kept: list[tuple[Tensor, Tensor, Tensor]], d: Tensor) -> Tensor:
+    """Gradient at M / |M| from the gradient d at the result, both in d's scale, [N, d, d] fp16. kept: of `steps`.
+
+    Y = P X with P = a I + b A + c A²: dX = P dY + (b S + c (S A + A S)) X, S = dY Xᵀ + X dYᵀ.
+    """
     for (a, b, c), (x, gram, poly) in zip(reversed(STEPS), reversed(kept)):
-        s = _mm(d, x.mT, 1 / SCALE)
-        s = s + s.mT
-        inner = torch.baddbmm(s, s, gram, beta=b, alpha=c / SCALE)
-        inner = torch.baddbmm(inner, gram, s, alpha=c / SCALE)
-        d = torch.baddbmm(d, poly, d, beta=a, alpha=1 / SCALE)
-        d = torch.baddbmm(d, inner, x, alpha=1 / SCALE)
+        s = _mm(d, x.mT, 1 / SCALE).baddbmm_(x, d.mT, alpha=1 / SCALE)
+        inner = torch.baddbmm(s, s, gram, beta=b, alpha=c / SCALE).baddbmm_(gram, s, alpha=c / SCALE)
+        d = torch.baddbmm(d, poly, d, beta=a, alpha=1 / SCALE).baddbmm_(inner, x, alpha=1 / SCALE)
     return d

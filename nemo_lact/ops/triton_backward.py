@@ -9,8 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def rows_backward_kernel(
-    dw_ptr, read_ptr, later_ptr, w_ptr, ratio_ptr, len_ptr, m_ptr, frames_ptr,
-    dlen_ptr, x_ptr, d_ptr, size_ptr,
+    dw_ptr, read_ptr, later_ptr, w_ptr, ratio_ptr, len_ptr, frames_ptr, dlen_ptr, d_ptr, size_ptr,
     heads, frames_b, inverse_chunk,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     MUON: tl.constexpr, READ: tl.constexpr, LATER: tl.constexpr,
@@ -18,8 +17,8 @@ def rows_backward_kernel(
     """Backward of 'rows scaled back to their length', and what the orthogonalisation's backward starts from.
 
     Grid (B·H, 3). dw fp32: gradient of the new weights, becomes that of the moved weights before scaling; read and
-    later: further parts of it, from the read and from the chunk after. w: the new weights. With MUON also
-    x = 256 M / |M| and d = 16 · gradient / |gradient| in fp16, and both norms in size [B·H, 3, 2].
+    later: further parts of it, from the read and from the chunk after. w: the new weights in the products' dtype. With
+    MUON also d = 16 · gradient / |gradient| in fp16, and the norm in size [B·H, 3].
     """
     bh, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
@@ -28,8 +27,7 @@ def rows_backward_kernel(
     learn = frames > 0
     gain = tl.minimum(frames.to(tl.float32) * inverse_chunk, 1.0)
     c = tl.arange(0, BLOCK_D)
-    d_squares = tl.zeros([ROWS], tl.float32)
-    m_squares = tl.zeros([ROWS], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
     for begin in range(0, D, ROWS):
         r = begin + tl.arange(0, ROWS)
         inside = (r < D)[:, None] & (c < D)[None, :]
@@ -39,7 +37,7 @@ def rows_backward_kernel(
             dy += tl.load(read_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if LATER:
             dy += tl.load(later_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(w_ptr + at, mask=inside, other=0.0)
+        y = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
         row = (bh * 3 + which) * D + r
         ratio = tl.load(ratio_ptr + row, mask=r < D, other=0.0)
         length = tl.load(len_ptr + (h * 3 + which) * D + r, mask=r < D, other=1.0)
@@ -49,55 +47,47 @@ def rows_backward_kernel(
         along = tl.where(learn, along, 0.0) + tl.load(dlen_ptr + row, mask=r < D, other=0.0)
         tl.store(dlen_ptr + row, along, mask=r < D)
         if MUON:
-            d_squares += tl.sum(dw * dw, 1)
-            m = tl.load(m_ptr + at, mask=inside, other=0.0)
-            m_squares += tl.sum(m * m, 1)
+            squares += tl.sum(dw * dw, 1)
     if MUON:
         tl.debug_barrier()
-        d_norm = tl.sqrt(tl.sum(d_squares, 0) + 1e-30)  # of a row without a gradient too; subnormals flush to zero
-        d_size = gain * d_norm
-        m_size = tl.sqrt(tl.sum(m_squares, 0) + 1e-14)
-        tl.store(size_ptr + (bh * 3 + which) * 2, d_size)
-        tl.store(size_ptr + (bh * 3 + which) * 2 + 1, m_size)
-        d_scale = tl.where(learn, 16.0 / d_norm, 0.0)
+        norm = tl.sqrt(tl.sum(squares, 0) + 1e-30)  # of a row without a gradient too; subnormals flush to zero
+        tl.store(size_ptr + bh * 3 + which, gain * norm)
+        scale = tl.where(learn, 16.0 / norm, 0.0)
         for begin in range(0, D, ROWS):
             r = begin + tl.arange(0, ROWS)
             inside = (r < D)[:, None] & (c < D)[None, :]
             at = own + r[:, None] * D + c[None, :]
             dw = tl.load(dw_ptr + at, mask=inside, other=0.0)
-            m = tl.load(m_ptr + at, mask=inside, other=0.0)
-            tl.store(d_ptr + at, (dw * d_scale).to(tl.float16), mask=inside)
-            tl.store(x_ptr + at, (m * (256.0 / m_size)).to(tl.float16), mask=inside)
+            tl.store(d_ptr + at, (dw * scale).to(tl.float16), mask=inside)
 
 
 @triton.jit
 def momentum_backward_kernel(
-    dx_ptr, x_ptr, size_ptr, dw_ptr, dm_ptr, m_old_ptr, w_old_ptr, mu_ptr, frames_ptr, z_ptr, dmu_ptr,
-    heads, m_b, w_b, mu_b, mu_h, frames_b,
+    dx_ptr, x_ptr, d_size_ptr, m_size_ptr, dw_ptr, dm_ptr, m_old_ptr, mu_ptr, frames_ptr, z_ptr, dmu_ptr,
+    heads, m_b, mu_b, mu_h, frames_b,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, MUON: tl.constexpr, MOMENTUM: tl.constexpr,
 ):  # fmt: skip
     """Backward of M / |M| and of M <- g + μ M.
 
-    Grid (B·H, 3). dx fp16: what the orthogonalisation's backward gave (without MUON dw is taken); dm fp32: gradient
-    of the new momentum, becomes that of the old. z [B·H, 9, d, d] gets dg and the old weights in the products' dtype,
-    in the order g0, g2, g0', g2', W0, W2, g1, g1', W1, where g + g' is dg with twice the bits: with fewer frames than
-    channels most of dg is orthogonal to all keys, and its rounding must not show in what is left. dmu [B·H, 3].
+    Grid (B·H, 3). dx fp16: what the orthogonalisation's backward gave (without MUON dw is taken), x = 256 M / |M| fp16;
+    sizes [B·H, 3]: the norms that were divided by. dm fp32: gradient of the new momentum, becomes that of the old.
+    z [B·H, 6, d, d] gets dg in the products' dtype, in the order g0, g2, g0', g2', g1, g1', where g + g' is dg with
+    twice the bits: with fewer frames than channels most of dg is orthogonal to all keys, and its rounding must not show
+    in what is left. dmu [B·H, 3].
     """
     bh, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
     own = (bh * 3 + which) * D * D
-    w_own = b * w_b + (h * 3 + which) * D * D
     m_own = b * m_b + (h * 3 + which) * D * D
-    to_g = (bh * 9 + tl.where(which == 2, 6, which)) * D * D
-    to_rest = (bh * 9 + tl.where(which == 2, 7, which + 2)) * D * D
-    to_w = (bh * 9 + tl.where(which == 2, 8, which + 4)) * D * D
+    to_g = (bh * 6 + tl.where(which == 2, 4, which)) * D * D
+    to_rest = (bh * 6 + tl.where(which == 2, 5, which + 2)) * D * D
     learn = tl.load(frames_ptr + b * frames_b) > 0
     c = tl.arange(0, BLOCK_D)
     along = 0.0
     scale = 1.0
     if MUON:
-        d_size = tl.load(size_ptr + (bh * 3 + which) * 2)
-        m_size = tl.load(size_ptr + (bh * 3 + which) * 2 + 1)
+        d_size = tl.load(d_size_ptr + bh * 3 + which)
+        m_size = tl.load(m_size_ptr + bh * 3 + which)
         scale = d_size / (16.0 * m_size)
         total = tl.zeros([ROWS], tl.float32)
         for begin in range(0, D, ROWS):
@@ -133,23 +123,21 @@ def momentum_backward_kernel(
         near = dm.to(half)
         tl.store(z_ptr + to_g + within, near, mask=inside)
         tl.store(z_ptr + to_rest + within, (dm - near.to(tl.float32)).to(half), mask=inside)
-        w = tl.load(w_old_ptr + w_own + within, mask=inside, other=0.0)
-        tl.store(z_ptr + to_w + within, w.to(half), mask=inside)
     if MOMENTUM:
         tl.store(dmu_ptr + bh * 3 + which, tl.sum(total_mu, 0))
 
 
 @triton.jit
 def gradient_backward_kernel(
-    kz_ptr, vw_ptr, vg_ptr, vg_rest_ptr, factors_ptr, eta_ptr, valid_ptr, for_k_ptr, dh_ptr, deta_ptr,
-    heads, frames, start, f_bh, e_b, e_h, e_t, e_3, valid_b, de_bh,
+    kz_ptr, kw_ptr, vw_ptr, vg_ptr, vg_rest_ptr, factors_ptr, eta_ptr, valid_ptr, for_k_ptr, dh_ptr, deta_ptr,
+    heads, frames, start, e_b, e_h, e_t, e_3, valid_b, de_bh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Backward of the chunk gradient, between the products.
 
-    Grid (B·H, blocks of frames). kz = k [g0; g2; g0'; g2'; W0; W2]ᵀ [B·H, C, 6d], vw = v W1, vg = v g1 and vg' [.., d].
-    factors: as chunk_gradient_kernel kept them. Gives for_k [B·H, C, 2d] (what W0, W2 multiply for dk), dh [B·H, C, d]
-    (what W1ᵀ multiplies for dv), deta [B·H, T, 3].
+    Grid (B·H, blocks of frames). kz = k [g0; g2; g0'; g2']ᵀ [B·H, C, 4d], kw = k [W0; W2]ᵀ [.., 2d], vw = v W1,
+    vg = v g1 and vg' [.., d]. factors [B·H, C, 3, d]: as chunk_gradient_kernel kept them. Gives for_k [B·H, C, 2d]
+    (what W0, W2 multiply for dk), dh [B·H, C, d] (what W1ᵀ multiplies for dv), deta [B·H, T, 3].
     """
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // heads, bh % heads
@@ -164,9 +152,9 @@ def gradient_backward_kernel(
     e1 = tl.load(eta_ptr + at * e_t + e_3, mask=learn, other=0.0)[:, None]
     e2 = tl.load(eta_ptr + at * e_t + 2 * e_3, mask=learn, other=0.0)[:, None]
     row = (bh * frames + t)[:, None]
-    narrow, wide = row * D + c[None, :], row * 6 * D + c[None, :]
-    gate = tl.load(kz_ptr + wide + 4 * D, mask=both, other=0.0).to(tl.float32)
-    up = tl.load(kz_ptr + wide + 5 * D, mask=both, other=0.0).to(tl.float32)
+    narrow, double, wide = row * D + c[None, :], row * 2 * D + c[None, :], row * 4 * D + c[None, :]
+    gate = tl.load(kw_ptr + double, mask=both, other=0.0).to(tl.float32)
+    up = tl.load(kw_ptr + double + D, mask=both, other=0.0).to(tl.float32)
     d_hidden = tl.load(vw_ptr + narrow, mask=both, other=0.0).to(tl.float32)
     # ∂loss/∂(d_gate), ∂(d_up), ∂(hidden) before the step sizes
     at_gate = tl.load(kz_ptr + wide, mask=both, other=0.0).to(tl.float32)
@@ -180,7 +168,7 @@ def gradient_backward_kernel(
     slope = sigma * (1 + gate * (1 - sigma))  # silu'
     bend = sigma * (1 - sigma) * (2 + gate * (1 - 2 * sigma))  # silu''
     # The factors hold their step sizes, which softplus makes positive.
-    from_factors = factors_ptr + bh * f_bh + at[:, None] * 3 * D + c[None, :]
+    from_factors = factors_ptr + row * 3 * D + c[None, :]
     d_gate = tl.load(from_factors, mask=both, other=0.0).to(tl.float32)
     d_up = tl.load(from_factors + D, mask=both, other=0.0).to(tl.float32)
     hidden = tl.load(from_factors + 2 * D, mask=both, other=0.0).to(tl.float32)
@@ -193,7 +181,6 @@ def gradient_backward_kernel(
     at_gate, at_up, at_hidden = e0 * at_gate, e2 * at_up, e1 * at_hidden
     on_gate = at_gate * d_hidden * up * bend + at_hidden * up * slope + at_up * d_hidden * slope
     on_up = at_gate * d_hidden * slope + at_hidden * act
-    double = row * 2 * D + c[None, :]
     tl.store(for_k_ptr + double, on_gate.to(half), mask=both)
     tl.store(for_k_ptr + double + D, on_up.to(half), mask=both)
     tl.store(dh_ptr + narrow, (at_gate * up * slope + at_up * act).to(half), mask=both)

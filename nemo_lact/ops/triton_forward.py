@@ -11,7 +11,7 @@ import triton.language as tl
 @triton.jit
 def chunk_gradient_kernel(
     k_ptr, v_ptr, eta_ptr, valid_ptr, w_ptr, out_ptr, factors_ptr,
-    heads, frames, start, end,
+    heads, start, end,
     k_b, k_h, k_t, v_b, v_h, v_t, e_b, e_h, e_t, e_3, valid_b, w_b, split_stride,
     STEPS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
     DTYPE: tl.constexpr, KEEP: tl.constexpr,
@@ -20,7 +20,7 @@ def chunk_gradient_kernel(
 
     Grid (B·H, blocks of m, splits of the frames); k, v [B, H, T, d], eta [B, H, T, 3, 1], valid [B, T],
     w [B or 1, H, 3, d, d], out [splits, B·H, 3, d, d] fp32. All products are laid out [m, frames], which leaves the
-    sums over frames without a transposition. KEEP also stores the factors that are summed, [B·H, T, 3, d] in the order
+    sums over frames without a transposition. KEEP also stores the factors that are summed, [B·H, C, 3, d] in the order
     W0, W2, W1: backward needs these very bits (see momentum_backward_kernel).
     """
     bh = tl.program_id(0).to(tl.int64)
@@ -64,7 +64,7 @@ def chunk_gradient_kernel(
         g2 = tl.dot(d_up, k, g2)
         g1 = tl.dot(hidden, v, g1)
         if KEEP:
-            to = factors_ptr + (bh * frames + t[None, :]) * 3 * D + m[:, None]
+            to = factors_ptr + (bh * (end - start) + t[None, :] - start) * 3 * D + m[:, None]
             each = (m < D)[:, None] & near[None, :]
             kept = factors_ptr.dtype.element_ty
             tl.store(to, d_gate.to(kept), mask=each)
