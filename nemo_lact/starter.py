@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = 'da03e4adb1c623bdab598d50b289c7370c15b4c7dbbf71875ae41e0d29a3c7ec'
+SHA256 = '46e65b20cc5a07c2fa83a53573f233c3be8b4bd05401ea6cd1228c2a55f9e3f1'
 
 
 def resolve(model: str | Path) -> Path:

@@ -7,27 +7,54 @@ Writes nemo_lact/models/lact-conformer-starter.nemo and prints its checksum, whi
 
 import argparse
 import hashlib
+import tarfile
+import tempfile
+from pathlib import Path
 
 import nemo.collections.asr.models as models
 import torch
 from omegaconf import open_dict
+from sentencepiece import sentencepiece_model_pb2
 
 from nemo_lact.starter import FILE
 
 
+def without_paths(model: Path, folder: Path) -> Path:
+    """The .nemo file with a tokenizer that does not say where it was trained, in `folder`."""
+    inside = folder / 'inside'
+    with tarfile.open(model) as archive:
+        archive.extractall(inside, filter='data')
+    for path in inside.glob('*tokenizer.model'):
+        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+        proto.trainer_spec.ClearField('input')
+        proto.trainer_spec.model_prefix = 'tokenizer'
+        path.write_bytes(proto.SerializeToString())
+    with tarfile.open(folder / model.name, 'w') as archive:
+        for path in sorted(inside.iterdir()):
+            archive.add(path, f'./{path.name}')
+    return folder / model.name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model')
+    parser.add_argument('model', type=Path)
+    parser.add_argument('--output', type=Path, default=FILE)
     args = parser.parse_args()
-    model = models.EncDecCTCModelBPE.restore_from(args.model, map_location=torch.device('cpu'))
+    with tempfile.TemporaryDirectory() as folder:
+        release(without_paths(args.model, Path(folder)), args.output)
+    size, digest = args.output.stat().st_size, hashlib.sha256(args.output.read_bytes()).hexdigest()
+    print(f'{args.output}: {size / 1e6:.1f} MB, SHA-256 {digest}')
+
+
+def release(source: Path, target: Path) -> None:
+    model = models.EncDecCTCModelBPE.restore_from(str(source), map_location=torch.device('cpu'))
     with open_dict(model.cfg):
         model.cfg.tokenizer.dir = 'tokenizer'
         # NeMo's transcribe() takes its loader's settings from here
         model.cfg.validation_ds = dict(manifest_filepath=None, sample_rate=16000, batch_size=8, shuffle=False)
     model.encoder.half(), model.decoder.half()
-    FILE.parent.mkdir(exist_ok=True)
-    model.save_to(str(FILE))
-    print(f'{FILE}: {FILE.stat().st_size / 1e6:.1f} MB, SHA-256 {hashlib.sha256(FILE.read_bytes()).hexdigest()}')
+    target.parent.mkdir(exist_ok=True)
+    model.save_to(str(target))
 
 
 if __name__ == '__main__':
