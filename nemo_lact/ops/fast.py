@@ -34,50 +34,40 @@ def lact_swiglu_fast(
     use_momentum: bool = True,
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
-    frames, mean_mu = _chunk_means(mu, valid, chunk_size)
-    total = q.size(2)
-    padded = torch.is_grad_enabled() and total > chunk_size and (torch.compiler.is_compiling() or total % chunk_size)
-    if padded:
-        q, k, v, eta, valid = _whole_chunks((q, k, v, eta, valid), -total % chunk_size)
     with torch.autocast(device_type=q.device.type, enabled=False):
-        tensors = (
-            q, k, v, eta, mean_mu, _stack(weights), _stack(momentum),
-            torch.stack((lengths.w0, lengths.w2, lengths.w1), dim=1)[..., 0].contiguous(),  # [H, 3, d]
-            valid, frames,
-        )  # fmt: skip
+        lengths = torch.stack((lengths.w0, lengths.w2, lengths.w1), dim=1)[..., 0].contiguous()  # [H, 3, d]
+        given = (q, k, v, eta, mu, _stack(weights), _stack(momentum), lengths, valid)
         options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
+        keep = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
-            out, w, m = _memory(*tensors, *options, torch.is_grad_enabled())[:3]
-        elif torch.is_grad_enabled():
-            out, w, m = _Memory.apply(*tensors, *options)
+            out, w, m = _memory(*given, *options, keep)[:3]
         else:
-            out, w, m = _forward(tensors, options, False)[:3]
-    m, out = m[-1], out[:, :, :total] if padded else out
+            tensors = _by_the_chunk(*given, chunk_size, keep)
+            out, w, m = _Memory.apply(*tensors, *options) if keep else _forward(tensors, options, False)[:3]
+            out = out[:, :, : q.size(2)]
+    m = m[-1]
     after = FastWeights(w[:, :, 0], w[:, :, 2], w[:, :, 1])
     return out, after, FastWeights(m[:, :, 0], m[:, :, 2], m[:, :, 1]) if use_momentum else momentum
 
 
-def _whole_chunks(tensors: tuple[Tensor, ...], extra: int) -> tuple[Tensor, ...]:
-    """q, k, v, eta, valid and `extra` frames that are not valid. Few lengths are left, which share recordings."""
-    q, k, v, eta, valid = tensors
-    pad = torch.nn.functional.pad
-    q, k, v = (pad(x, (0, 0, 0, extra)) for x in (q, k, v))
-    return q, k, v, pad(eta, (0, 0, 0, 0, 0, extra)), pad(valid, (0, extra))
+def _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk: int, whole: bool) -> tuple[Tensor, ...]:
+    """`forward_pass`'s ten tensors; `whole` pads to whole chunks: few lengths are left, which share recordings."""
+    extra, pad = _extra(q, chunk), torch.nn.functional.pad
+    seen, mean = valid[:, None], mu[:, :, None]
+    if q.size(2) > chunk:
+        seen, mean = (pad(x, (0, extra)).unflatten(-1, (-1, chunk)) for x in (valid, mu))
+    weight = seen.to(mu.dtype)  # [B, n, C]
+    frames = weight.sum(dim=-1)  # [B, n]
+    mean = (mean * weight[:, None]).sum(dim=-1) / frames[:, None].clamp(min=1.0)  # [B, H, n]
+    if whole and extra:
+        q, k, v = (pad(x, (0, 0, 0, extra)) for x in (q, k, v))
+        eta, valid = pad(eta, (0, 0, 0, 0, 0, extra)), pad(valid, (0, extra))
+    return q, k, v, eta, mean.contiguous(), weights, momentum, lengths, valid, frames.to(torch.int32)
 
 
-def _chunk_means(mu: Tensor, valid: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Valid frames [B, n] int32 and mean momentum gate over them [B, H, n] of each chunk."""
-    batch, frames = valid.shape
-    if frames <= chunk:
-        seen, mu = valid[:, None], mu[:, :, None]
-    else:
-        extra = -frames % chunk
-        seen = torch.nn.functional.pad(valid, (0, extra)).view(batch, -1, chunk)
-        mu = torch.nn.functional.pad(mu, (0, extra)).view(batch, mu.size(1), -1, chunk)
-    weight = seen.to(mu.dtype)  # [B, n, chunk]
-    count = weight.sum(dim=-1)
-    mean = (mu * weight[:, None]).sum(dim=-1) / count[:, None].clamp(min=1.0)
-    return count.to(torch.int32), mean.contiguous()
+def _extra(q: Tensor, chunk: int) -> int:
+    """Frames from q's last to the end of its chunk; 0 where it is less than one."""
+    return -q.size(2) % chunk if q.size(2) > chunk else 0
 
 
 def _stack(weights: FastWeights) -> Tensor:
@@ -129,28 +119,32 @@ class _Memory(torch.autograd.Function):
         return *_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 6
 
 
-# For torch.compile: the passes as operators, with the shapes of their results.
+# For torch.compile: the passes as operators, with the shapes of their results. Chunks are cut and padded inside: in the
+# graph every number of them, and every length of whole chunks, would be a reason to compile again.
 
 
 @torch.library.custom_op('nemo_lact::memory', mutates_args=())
 def _memory(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, weights: Tensor, momentum: Tensor, lengths: Tensor,
-    valid: Tensor, frames: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, keep: bool,
+    valid: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = (q, k, v, eta, mu, weights, momentum, lengths, valid, frames)
-    return _forward(tensors, (chunk, bidirectional, use_muon, use_momentum), keep)
+    tensors = _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk, keep)
+    out, *rest = _forward(tensors, (chunk, bidirectional, use_muon, use_momentum), keep)
+    return out[:, :, : q.size(2)].transpose(1, 2).contiguous().transpose(1, 2), *rest
 
 
 @_memory.register_fake
-def _(q, k, v, eta, mu, weights, momentum, lengths, valid, frames, chunk, bidirectional, use_muon, use_momentum, keep):
+def _(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk, bidirectional, use_muon, use_momentum, keep):
     batch, heads, total, width = q.shape
-    steps, shape = frames.size(1), (batch, heads, 3, width, width)
+    steps, frames = ((total + chunk - 1) // chunk, chunk) if total > chunk else (1, total)
+    shape = (batch, heads, 3, width, width)
     out = q.new_empty((batch, total, heads, width)).transpose(1, 2)
     w, m = weights.new_empty(shape), weights.new_empty((steps if keep else 1, *shape))
     if not keep:
         return out, w, m, weights.new_empty(0), *(q.new_empty(0, dtype=PRODUCTS) for _ in range(2))
-    halves = q.new_empty((steps + (not bidirectional), *shape), dtype=PRODUCTS)
-    factors = q.new_empty((steps, batch, heads, min(chunk, total), 3, width), dtype=PRODUCTS)
+    # int: the sum of a symbol and a bool stops torch 2.11.
+    halves = q.new_empty((steps + int(not bidirectional), *shape), dtype=PRODUCTS)
+    factors = q.new_empty((steps, batch, heads, frames, 3, width), dtype=PRODUCTS)
     return out, w, m, weights.new_empty((steps, *shape[:-1])), halves, factors
 
 
@@ -159,7 +153,19 @@ def _memory_backward(
     d_out: Tensor | None, d_weights: Tensor | None, d_momentum: Tensor | None, saved: list[Tensor],
     chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _backward((d_out, d_weights, d_momentum), tuple(saved), (chunk, bidirectional, use_muon, use_momentum))
+    tensors = _by_the_chunk(*saved[:9], chunk, True)
+    q, valid, frames = saved[0], saved[8], tensors[-1]
+    extra, total = _extra(q, chunk), q.size(2)
+    if extra and d_out is not None:
+        d_out = torch.nn.functional.pad(d_out, (0, 0, 0, extra))
+    options = (chunk, bidirectional, use_muon, use_momentum)
+    *d, d_eta, d_mean, d_w, d_m, d_lengths = _backward((d_out, d_weights, d_momentum), (*tensors, *saved[9:]), options)
+    if extra:
+        d = [torch.empty_like(x).copy_(long[:, :, :total]) for x, long in zip(saved, d)]
+        d_eta = d_eta[:, :, :total].contiguous()
+    # Of the mean over a chunk's valid frames.
+    d_mu = (d_mean / frames[:, None].clamp(min=1)).repeat_interleave(min(chunk, total), dim=-1)
+    return *d, d_eta, d_mu[..., :total] * valid[:, None], d_w, d_m, d_lengths
 
 
 @_memory_backward.register_fake
@@ -170,12 +176,12 @@ def _(d_out, d_weights, d_momentum, saved, *options):
 
 def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:10], *output[2:])
-    ctx.options = inputs[10:14]
+    ctx.save_for_backward(*inputs[:9], *output[2:])
+    ctx.options = inputs[9:13]
 
 
 def _gradients(ctx, *gradients):
-    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 7
+    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 6
 
 
 _memory.register_autograd(_gradients, setup_context=_setup)

@@ -233,6 +233,22 @@ def test_recorded_training_equals_plain(contract, monkeypatch, graphs, mode):
     assert not graphs._graphs
 
 
+def test_compiled_at_any_number_of_chunks(contract, monkeypatch):
+    """1, 2, 3, 5, 2 chunks, whole and not: a graph for the first size, one for any length, one for any batch."""
+    monkeypatch.setattr(torch._functorch.config, 'donated_buffer', False)  # `run` keeps the graph of its gradients
+    torch._dynamo.reset()
+    compiled = torch.compile(fast.lact_swiglu_fast, backend='aot_eager')
+    torch._dynamo.utils.counters.clear()
+    for rows, frames in ((2, 7), (2, 13), (3, 21), (2, 40), (4, 9)):
+        args, leaves = make(8, frames, [frames, 5, frames - 3, 1][:rows], chunk=8)
+        out_gradient = torch.randn(args['q'].shape, device=DEVICE, dtype=torch.float64)
+        plain, ours = (run(f, args, leaves, out_gradient, use_muon=False) for f in (fast.lact_swiglu_fast, compiled))
+        pairs = [(ours[0], plain[0]), *zip(ours[1], plain[1]), *((ours[2][n], plain[2][n]) for n in leaves)]
+        for mine, other in pairs:
+            contract('fast memory: compiled = plain', relative(mine, other), 1e-6)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 3
+
+
 def test_padding_and_batch_mates_change_nothing(contract):
     args, _ = make(16, 70, [70, 33])
     alone = {n: args[n][1:, :, :33] for n in ('q', 'k', 'v', 'eta', 'mu')}
