@@ -239,10 +239,11 @@ def lact_swiglu_reference(
 def lact_swiglu_frozen(q: Tensor, weights: FastWeights, chunk_size: int) -> Tensor:
     """The read without updates, [B, H, T, d]: what `lact_swiglu_reference` gives when every step size is 0.
 
-    Chunk by chunk, because a matrix product may round otherwise for another number of rows.
+    Chunk by chunk, because a matrix product may round otherwise for another number of rows. At once in graphs, where
+    the chunks would be unrolled: torch.compile would compile again, for minutes, at every new number of them.
     """
     with torch.autocast(device_type=q.device.type, enabled=False):
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return read(weights, q)
         weights = _contiguous(weights)
         return torch.cat([read(weights, part) for part in q.split(chunk_size, dim=2)], dim=2)
