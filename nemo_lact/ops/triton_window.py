@@ -163,19 +163,18 @@ def _backward_kernel(
     valid_ptr += b * valid_b
     lse_ptr += bh * frames
     flat, flat_t = (b * frames * heads + h) * D, heads * D
-    out_ptr += flat
     seed = bh << 32
     if DROPOUT:
         seed += tl.load(seed_ptr)
     first = tl.program_id(0) * BLOCK
     own = first + tl.arange(0, BLOCK)
     dq = _query_gradients(
-        q_ptr, k_ptr, v_ptr, valid_ptr, out_ptr, lse_ptr, do_ptr, q_t, k_t, v_t, flat_t, do_t, first, frames,
+        q_ptr, k_ptr, v_ptr, valid_ptr, out_ptr + flat, lse_ptr, do_ptr, q_t, k_t, v_t, flat_t, do_t, first, frames,
         left, right, seed, scale, keep, STEPS, D, BLOCK_D, BLOCK, DROPOUT, DTYPE,
     )  # fmt: skip
     _store(dq_ptr + flat, flat_t, own, frames, dq * width_scale, D, BLOCK_D)
     dk, dv = _key_gradients(
-        q_ptr, k_ptr, v_ptr, valid_ptr, out_ptr, lse_ptr, do_ptr, q_t, k_t, v_t, flat_t, do_t, first, frames,
+        q_ptr, k_ptr, v_ptr, valid_ptr, out_ptr + flat, lse_ptr, do_ptr, q_t, k_t, v_t, flat_t, do_t, first, frames,
         left, right, seed, scale, keep, STEPS, D, BLOCK_D, BLOCK, DROPOUT, DTYPE,
     )  # fmt: skip
     _store(dk_ptr + flat, flat_t, own, frames, dk * width_scale, D, BLOCK_D)
