@@ -57,18 +57,25 @@ def test_a_compiled_model_copies_and_pickles(pair):
 
 
 @pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
-def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract):
+@pytest.mark.parametrize('adaptation', [True, False])
+def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract, adaptation):
+    """For any number of chunks: a graph for the first size, one for any length, one for any batch.
+
+    And one where the memory learns from less than a chunk, whose factors are kept in another shape.
+    """
     monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')
     monkeypatch.setattr('nemo_lact.ops.triton_window._fits', lambda device: True)  # as on a GPU
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    options = dict(tiny, d_model=16, n_layers=1, n_heads=1, num_lact_heads=1, lact_chunk_size=64, dropout_att=0.1)
+    options = dict(tiny, d_model=16, n_layers=1, n_heads=1, num_lact_heads=1, lact_chunk_size=16, dropout_att=0.1,
+                   adaptation=adaptation, use_muon=False, macaron=True, conv_kernel_size=5,
+                   conv_norm_type='batch_norm')  # fmt: skip
     plain, fast = LaCTEncoder(**options), LaCTEncoder(**options, compile=True)
     fast.load_state_dict(plain.state_dict())
     ops.use_implementation('fast')
     try:
-        for frames in (200, 130):
-            x = dict(audio_signal=torch.randn(2, 16, frames), length=torch.tensor([frames, 100]))
+        for rows, frames in ((2, 60), (2, 120), (3, 180), (2, 330), (2, 50)):  # 1, 2, 3, 6, 1 chunks
+            x = dict(audio_signal=torch.randn(rows, 16, frames), length=torch.tensor([frames, 40, 9][:rows]))
             outs = []
             for encoder in (plain, fast):
                 torch.manual_seed(0)
@@ -81,7 +88,7 @@ def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract):
         ops.use_implementation('auto')
     counters = torch._dynamo.utils.counters
     assert not counters['graph_break'], counters['graph_break']
-    assert counters['stats']['unique_graphs'] == 2, 'the first length, and any other'
+    assert counters['stats']['unique_graphs'] == (4 if adaptation else 3)
 
 
 @pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
