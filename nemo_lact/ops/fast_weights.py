@@ -80,7 +80,7 @@ def row_length(w: Tensor) -> Tensor:
 
 
 def _orthogonal(m: FastWeights, rounded: bool) -> Tuple[Tensor, Tensor, Tensor]:
-    if m.w0.shape == m.w1.shape:  # all three in one
+    if not torch.jit.is_scripting() and m.w0.shape == m.w1.shape:  # all three in one
         x = _orthogonal_one(torch.stack([m.w0, m.w1, m.w2], dim=2), rounded)  # [B, H, 3, d, d]
         return x[:, :, 0], x[:, :, 1], x[:, :, 2]
     return _orthogonal_one(m.w0, rounded), _orthogonal_one(m.w1, rounded), _orthogonal_one(m.w2, rounded)

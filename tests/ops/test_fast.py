@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+import torch._functorch.config
 
 pytest.importorskip('triton')
 
@@ -233,9 +234,9 @@ def test_recorded_training_equals_plain(contract, monkeypatch, graphs, mode):
     assert not graphs._graphs
 
 
-def test_compiled_at_any_number_of_chunks(contract, monkeypatch):
+@torch._functorch.config.patch(donated_buffer=False)  # `run` keeps the graph of its gradients
+def test_compiled_at_any_number_of_chunks(contract):
     """1, 2, 3, 5, 2 chunks, whole and not: a graph for the first size, one for any length, one for any batch."""
-    monkeypatch.setattr(torch._functorch.config, 'donated_buffer', False)  # `run` keeps the graph of its gradients
     torch._dynamo.reset()
     compiled = torch.compile(fast.lact_swiglu_fast, backend='aot_eager')
     torch._dynamo.utils.counters.clear()
