@@ -27,9 +27,14 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.skipif(os.name != 'posix', reason='signals')
 def test_a_stopped_download_ends_soon_and_is_kept(server, tmp_path):
     server.files['/dev-clean.tar.gz'] = np.random.default_rng(0).bytes(8 << 20)
-    server.slow = 1.0  # seconds per half MiB
+    server.slow = 0.2  # seconds per half MiB
     command = [*PROGRAM, 'data', 'librispeech', '--data-dir', str(tmp_path), '--subset', 'dev-clean']
-    process = subprocess.Popen([*command, '--mirror', server.url], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, '--mirror', server.url],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     part = tmp_path / 'dev-clean.tar.gz.part'
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < deadline:
