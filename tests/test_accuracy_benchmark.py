@@ -1,6 +1,7 @@
-"""benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another one from its model, scores, page."""
+"""benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another from its model, scores, page, texts."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -117,3 +118,70 @@ def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):
     batches = Batches(rows, tokens, 40, 0.3, {'b': 50.0}, 10.0, seed=0)
     drawn = torch.cat([batch[2].flatten() for batch in batches])
     assert (drawn == 2).sum() > 10 * (drawn == 1).sum()
+
+
+def test_prompts_are_distinct_lines_of_all_kinds_and_depend_on_the_seed_alone(scripts):
+    from prompts import LONGEST, SHARES, Rows, lines, words
+
+    found, left_out = lines(1000, 1, Rows([]))
+    assert left_out == 0 and found == lines(1000, 1, Rows([]))[0] != lines(1000, 2, Rows([]))[0]
+    texts = [text for _, text in found]
+    assert len(set(texts)) == len(texts) == 1000
+    assert all(re.fullmatch("[a-z']+( [a-z']+)*", text) and len(text.split()) <= LONGEST for text in texts)
+    kinds = [kind for kind, _ in found]
+    assert {kind: kinds.count(kind) / 1000 for kind in kinds} == SHARES and kinds[:200] != sorted(kinds[:200])
+    assert set(words()) >= {text for kind, text in found if kind == 'word'}
+    with pytest.raises(SystemExit, match='--lines 3000000'):
+        lines(3_000_000, 0, Everything())
+
+
+class Everything:
+    def __contains__(self, line):
+        return True
+
+
+def test_every_template_can_be_filled(scripts):
+    from prompt_templates import FRAGMENTS, NUMBERS, SENTENCES
+    from prompt_words import LISTS
+    from prompts import Writer
+
+    for text in (FRAGMENTS, NUMBERS, *SENTENCES.values(), *LISTS.values()):
+        assert [text.count(a) for a in '{('] == [text.count(a) for a in '})']
+        for template in text.split('|'):
+            for seed in range(3):
+                assert re.fullmatch("[a-z' ]*", Writer(seed).fill(template)), template
+
+
+def test_prompts_leave_out_rows_of_the_bundled_dev_and_test_sets(scripts, tmp_path):
+    import prompts
+
+    five = 'to hear the menu again'
+    planted = [' The  caller, at Extension two', five, 'press star', 'again', 'one two three four five six']
+    for split, texts in (('dev', planted[:3]), ('test', planted[3:])):
+        (tmp_path / f'{split}.json').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    banned = prompts.bundled(tmp_path)
+    for line in ('the caller at extension two', f'press one {five}', 'zero two three four five six'):
+        assert line in banned
+    for line in ('press star', 'again', 'press star again', 'the caller at extension three', 'three four five six'):
+        assert line not in banned
+
+    whole = [text for _, text in prompts.lines(1000, 0, prompts.Rows([]))[0]]
+    chosen = next(text for text in whole if len(text.split()) == 4)
+    found, left_out = prompts.lines(1000, 0, prompts.Rows([chosen]))
+    assert left_out == 1 and chosen not in {text for _, text in found} and len(found) == 1000
+    ours = prompts.lines(3000, 0, prompts.bundled())
+    rows = [re.sub("[^a-z']", ' ', row['text'].lower()).split() for s in ('dev', 'test') for row in rows_of(s, None)]
+    sets = [{tuple(row[i : i + 5]) for i in range(len(row) - 4)} for row in (*rows, *(t.split() for _, t in ours[0]))]
+    assert ours[1] > 0 and not set.union(*sets[: len(rows)]) & set.union(*sets[len(rows) :])
+
+
+def test_numbers_and_forms_of_words_in_prompts(scripts):
+    from prompts import cardinal, inflected, ordinal, plural
+
+    assert cardinal(0) == 'zero' and cardinal(90) == 'ninety' and cardinal(1_000_000) == 'one million'
+    assert cardinal(2_340_019) == 'two million three hundred forty thousand nineteen'
+    assert [ordinal(n) for n in (1, 12, 20, 23)] == ['first', 'twelfth', 'twentieth', 'twenty third']
+    assert [plural(word) for word in ('key', 'entry', 'box', 'switch')] == ['keys', 'entries', 'boxes', 'switches']
+    assert [inflected(*pair) for pair in (('deny', 'ed'), ('play', 'ed'), ('save', 'ing'), ('skip', 'ing'))] == [
+        'denied', 'played', 'saving', 'skipping'
+    ]  # fmt: skip
