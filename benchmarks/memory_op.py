@@ -6,8 +6,9 @@
 128 heads of 192 × 192 (32 rows of 4 heads), chunk 512, Muon and momentum, causal order as upstream; forward, and
 forward with backward, over 1 and 4 chunks. The share is of a large bf16 product's rate, and counts Newton-Schulz's full
 products. Upstream computes Newton-Schulz in bf16 and is run, not checked: its update differs (docs/design.md). It does
-not learn from the last chunk: it is given 16 frames more, so that it learns from as many chunks. Both its versions are
-compiled as it comes, before its first turn.
+not learn from the last chunk: it is given 16 frames more, so that it learns from as many chunks. Its PyTorch version is
+compiled as it comes, before its first turn; of its Triton version only the inner function: compiled as a whole, its
+kernels are handed an epsilon in float64, which Triton refuses (torch 2.11).
 """
 
 import argparse
@@ -71,6 +72,8 @@ def upstream(folder: Path, module: str, name: str, args: dict):
     steps = [frames(args['eta'][..., i, :]) for i in range(3)]
     mu = frames(args['mu'][..., None])
     function = getattr(loaded, name)
+    if 'triton' in name:
+        function = getattr(function, '_torchdynamo_orig_callable', function)
     leaves = [q, k, v, *steps, mu, *weights]
     return lambda: function(*weights, q, k, v, *steps, chunk_size=CHUNK, use_muon=True, momentum=mu), leaves
 
