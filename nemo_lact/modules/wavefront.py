@@ -42,6 +42,8 @@ def why_not_wavefront(encoder, chunks: int) -> str | None:
     problem = encoder.why_not_segments()
     if config.lact_chunk_tolerance:
         problem = f'lact_chunk_tolerance={config.lact_chunk_tolerance}: chunks of different lengths'
+    elif config.lact_retention < 1:
+        problem = f'lact_retention={config.lact_retention}: its steps do not know the weights learned in training'
     elif problem is None and delay(config, window) > 1:
         problem = f'the right context of window {list(window)} and convolution is longer than a chunk'
     elif problem is None and not encoder.layers:

@@ -132,6 +132,8 @@ def test_rule(tiny, on):
         problem(att_context_style='chunked_limited', att_context_size=[15, 4])
     with pytest.raises(RuntimeError, match='lact_chunk_tolerance=6'):
         problem(lact_chunk_tolerance=6)
+    with pytest.raises(RuntimeError, match='lact_retention=0.7'):
+        problem(lact_retention=0.7)
     wavefront.use_wavefront('auto')
     assert 'cpu' in problem() and 'longer than a chunk' in problem(att_context_size=[4, 40])
     wavefront.use_wavefront('off')
