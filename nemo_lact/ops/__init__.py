@@ -115,14 +115,11 @@ def lact_swiglu(
     run, problem = _reference, None
     if _IMPLEMENTATION != 'reference':
         problem = why_not_fast(q, eta, weights, mode)
-        if retention < 1.0:
-            problem = f'lact_retention={retention} (1 is needed)'
         # In training only on request: its gradients in bf16 are near the reference's, but not within 2e-2 of fp32.
         if problem is None and (_IMPLEMENTATION == 'fast' or (q.is_cuda and not torch.is_grad_enabled())):
             run = fast.lact_swiglu_fast
     if _IMPLEMENTATION == 'fast' and problem is not None:
         raise RuntimeError(f'the fast memory cannot run: {problem}. Choose NEMO_LACT_OPS=auto')
-    forgetting = () if run is not _reference else (anchor, retention)
     return run(
-        q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum, *forgetting
+        q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum, anchor, retention
     )

@@ -252,13 +252,13 @@ def lact_swiglu_reference(
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
     weights = _contiguous(weights)
-    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
-    anchors = tuple(weights) if anchor is None else tuple(anchor)
-    retention = 1.0 if anchor is None else retention
+    # Not read without an anchor, but a traced function takes no None.
+    forgetting = (tuple(weights), 1.0) if anchor is None else (tuple(anchor), retention)
+    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, *forgetting)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
         run = _run_chunks_exported if torch.jit.is_tracing() else _run_chunks
-        out, w, m = run(q, k, v, eta, mu, valid, tuple(weights), tuple(momentum), tuple(lengths), *options, anchors, retention)
+        out, w, m = run(q, k, v, eta, mu, valid, tuple(weights), tuple(momentum), tuple(lengths), *options)
     # The shape is known; the exporter of a scripted loop is told its rank here.
     return out.reshape(q.shape), FastWeights(*w), FastWeights(*m)
 

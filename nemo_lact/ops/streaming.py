@@ -65,8 +65,9 @@ def lact_swiglu_step(
             sizes = (chunk_size, use_muon, use_momentum)
             every = lact_swiglu_step(*given, lengths, pending, filled, *sizes, chunk_size - 1, anchor, retention)
             few = lact_swiglu_step(
-                *(_at(x, rows) for x in given), lengths, _at(pending, rows), filled[rows], *sizes, last_filled, anchor, retention
-            )
+                *(_at(x, rows) for x in given), lengths, _at(pending, rows), filled[rows], *sizes, last_filled,
+                anchor, retention,
+            )  # fmt: skip
             return tuple(_put(x, rows, y) for x, y in zip(every, few))
     out = None
     gradient, mu_sum = pending

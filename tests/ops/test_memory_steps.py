@@ -44,9 +44,7 @@ def test_any_partition_equals_the_reference(contract, use_muon, use_momentum, se
         for row in range(3):
             outputs[row, :, done[row] : done[row] + step[row]] = out[row, :, : step[row]]
         done = done + step
-    weights, momentum, pending = settle(
-        weights, momentum, x['lengths'], pending, filled, x['chunk_size'], **options
-    )
+    weights, momentum, pending = settle(weights, momentum, x['lengths'], pending, filled, x['chunk_size'], **options)
     keep = x['valid'][:, None, :, None]
     contract('memory in any partition = reference (fp64)', ((outputs - whole) * keep).abs().max(), 1e-9)
     for a, b in zip([*weights, *(momentum if use_momentum else ())], [*last[0], *(last[1] if use_momentum else ())]):
