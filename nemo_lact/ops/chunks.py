@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update
 
 
 class ReferenceChunks:
@@ -19,7 +19,8 @@ class ReferenceChunks:
         self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool,
         anchor: FastWeights | None = None, retention: float = 1.0,
     ):  # fmt: skip
-        self.lengths, self.options, self.forgetting = lengths, (chunk, use_muon, use_momentum), (anchor, retention)
+        self.lengths, self.options = lengths, (chunk, use_muon, use_momentum)
+        self.anchor, self.retention = anchor, retention
 
     def start(self, weights: FastWeights, momentum: FastWeights) -> None:
         """From these on, [R, H, ., .] each."""
@@ -35,7 +36,7 @@ class ReferenceChunks:
         gradient = chunk_gradient(self.weights, k, v, eta)
         self.weights, self.momentum = update(
             self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options, exact(self.weights, k),
-            *self.forgetting,
+            *forgetting(self.weights, self.anchor, self.retention),
         )  # fmt: skip
 
     def read(self, q: Tensor, out: Tensor) -> None:

@@ -114,9 +114,9 @@ def update(
     chunk_size: int,
     use_muon: bool,
     use_momentum: bool,
-    rounded: bool = False,
-    anchor: Optional[FastWeights] = None,
-    retention: float = 1.0,
+    rounded: bool,
+    anchor: FastWeights,
+    retention: float,
 ) -> Tuple[FastWeights, FastWeights]:
     """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
 
@@ -130,7 +130,7 @@ def update(
         chunk_size: frames of a full chunk. An orthogonalised step has the same size however few frames made it,
             so it is scaled by frames / chunk_size: the evidence in the chunk.
         rounded: as `orthogonalise` has it.
-        anchor: [H, ., .], the weights learned in training.
+        anchor: [H, ., .], the weights learned in training; not read with `retention` 1.
         retention: of a full chunk; a shorter one has a power of it, by its share of the frames.
     """
     learn = (frames > 0)[:, None, None, None]
@@ -143,17 +143,16 @@ def update(
     if use_muon:
         s0, s1, s2 = _orthogonal(FastWeights(m0, m1, m2), rounded)
         s0, s1, s2 = gain * s0, gain * s1, gain * s2
-    if anchor is not None and retention < 1.0:
+    w0, w1, w2 = weights.w0, weights.w1, weights.w2  # a branch that gives a named tuple cannot be exported
+    if retention < 1.0:
         kept = torch.pow(retention, (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0))[:, None, None, None]
-        weights = FastWeights(
-            _returned(weights.w0, anchor.w0, kept, learn),
-            _returned(weights.w1, anchor.w1, kept, learn),
-            _returned(weights.w2, anchor.w2, kept, learn),
-        )
+        w0 = _returned(w0, anchor.w0, kept, learn)
+        w1 = _returned(w1, anchor.w1, kept, learn)
+        w2 = _returned(w2, anchor.w2, kept, learn)
     moved = FastWeights(
-        _moved(weights.w0, s0, lengths.w0, learn),
-        _moved(weights.w1, s1, lengths.w1, learn),
-        _moved(weights.w2, s2, lengths.w2, learn),
+        _moved(w0, s0, lengths.w0, learn),
+        _moved(w1, s1, lengths.w1, learn),
+        _moved(w2, s2, lengths.w2, learn),
     )
     if use_momentum:
         momentum = FastWeights(
@@ -162,6 +161,11 @@ def update(
             torch.where(learn, m2, momentum.w2),
         )
     return moved, momentum
+
+
+def forgetting(weights: FastWeights, anchor: Optional[FastWeights], retention: float) -> Tuple[FastWeights, float]:
+    """`update`'s last two arguments, of which the exporter takes no None: without an anchor nothing is forgotten."""
+    return (weights, 1.0) if anchor is None else (anchor, retention)
 
 
 def _run_chunks(
@@ -252,9 +256,8 @@ def lact_swiglu_reference(
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
     weights = _contiguous(weights)
-    # Not read without an anchor, but a traced function takes no None.
-    forgetting = (tuple(weights), 1.0) if anchor is None else (tuple(anchor), retention)
-    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, *forgetting)
+    anchor, retention = forgetting(weights, anchor, retention)
+    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, tuple(anchor), retention)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
         run = _run_chunks_exported if torch.jit.is_tracing() else _run_chunks

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update, zeros_like
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update, zeros_like
 
 
 class Pending(NamedTuple):
@@ -85,7 +85,7 @@ def lact_swiglu_step(
                 break
             weights, momentum = update(
                 weights, momentum, gradient, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
-                use_muon, use_momentum, exact(weights, q), anchor, retention,
+                use_muon, use_momentum, exact(weights, q), *forgetting(weights, anchor, retention),
             )  # fmt: skip
             fresh = ~full[:, None]
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
@@ -121,6 +121,6 @@ def settle(
     mean = pending.mu / filled.clamp(min=1)[:, None].to(pending.mu.dtype)
     weights, momentum = update(
         weights, momentum, pending.gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
-        anchor, retention,
+        *forgetting(weights, anchor, retention),
     )  # fmt: skip
     return weights, momentum, Pending(zeros_like(pending.gradient), torch.zeros_like(pending.mu))
