@@ -42,8 +42,6 @@ def why_not_wavefront(encoder, chunks: int) -> str | None:
     problem = encoder.why_not_segments()
     if config.lact_chunk_tolerance:
         problem = f'lact_chunk_tolerance={config.lact_chunk_tolerance}: chunks of different lengths'
-    elif config.lact_retention < 1:
-        problem = f'lact_retention={config.lact_retention}: its steps do not know the weights learned in training'
     elif problem is None and delay(config, window) > 1:
         problem = f'the right context of window {list(window)} and convolution is longer than a chunk'
     elif problem is None and not encoder.layers:
@@ -85,7 +83,7 @@ class Wavefront:
         layers = stacked_layers(encoder, dtype)
         fast = fast_memory_problem(config, encoder.layers[0].mixer.memory, dtype, frames.device) is None
         options = (tuple(encoder.att_context_size), encoder.adaptation, fast, frames.size(0), frames.device)
-        self.key = (id(layers), *options)
+        self.key = (id(layers), config.lact_retention, *options)
         kept = _idle.pop(encoder, None)  # while it is in use here, nobody else takes it
         if kept is not None and kept[0] == self.key:
             self.step, self.graph = kept[1:]

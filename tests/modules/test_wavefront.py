@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
 from nemo_lact.modules.segments import SegmentedPass
 
@@ -21,6 +22,7 @@ VARIANTS = {
     'positions in the memory': dict(ttt_nope=False, feat_out=24),
     'no momentum, no Muon': dict(use_momentum=False, use_muon=False, lr_dim=16, inter_multi=2.0),
     'low rank': dict(w0_w2_low_rank=4, n_layers=1),
+    'memory that forgets': dict(lact_retention=0.7),
 }
 
 
@@ -105,6 +107,22 @@ def test_features_in_pieces_and_two_passes_at_once(tiny, contract, on):
             contract('wavefront = whole pass (relative, fp32)', (a - b).norm() / b.norm(), 1e-4)
 
 
+@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
+@torch.inference_mode()
+def test_fast_memory_that_forgets(tiny, contract, on):
+    options = dict(segment_frames=48, lact_retention=0.7, use_muon=False, base_lr=0.02, n_heads=2, d_model=16)
+    encoder = LaCTEncoder(**{**tiny, **options}).eval()
+    signal, length = torch.randn(1, 16, 400), torch.tensor([390])
+    whole = whole_pass(encoder, signal, length)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        ours = encoder.forward_with_state(signal, length)
+    assert type(wavefront._idle[encoder][1].memory) is ops.fast_steps.FastChunks
+    a, b = (out[0][:, :, : whole[1].item()] for out in (ours, whole))
+    contract('wavefront by kernels = whole pass (bf16)', (a - b).norm() / b.norm(), 5e-2)
+    for a, b in zip(ours[2].weights, whole[2].weights):
+        contract('wavefront by kernels = whole pass: memory (bf16)', (a - b).norm() / b.norm(), 5e-2)
+
+
 def test_changed_weights_are_seen(tiny, on):
     encoder = LaCTEncoder(**{**tiny, 'segment_frames': 48}).eval()
     signal, length = torch.randn(1, 16, 1000), torch.tensor([1000])
@@ -132,8 +150,6 @@ def test_rule(tiny, on):
         problem(att_context_style='chunked_limited', att_context_size=[15, 4])
     with pytest.raises(RuntimeError, match='lact_chunk_tolerance=6'):
         problem(lact_chunk_tolerance=6)
-    with pytest.raises(RuntimeError, match='lact_retention=0.7'):
-        problem(lact_retention=0.7)
     wavefront.use_wavefront('auto')
     assert 'cpu' in problem() and 'longer than a chunk' in problem(att_context_size=[4, 40])
     wavefront.use_wavefront('off')
