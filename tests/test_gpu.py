@@ -24,7 +24,9 @@ def batch():
     return torch.randn(4, 80, 1500), torch.tensor([1500, 1111, 7, 0])
 
 
-@pytest.fixture(params=[{}, dict(conv_kernel_size=9, macaron=True), dict(lact_mode='causal', use_muon=False)])
+@pytest.fixture(
+    params=[{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.8), dict(lact_mode='causal', use_muon=False)]
+)
 def pair(request):
     cpu = LaCTEncoder(**{**OPTIONS, **request.param})
     return cpu, copy.deepcopy(cpu).cuda()

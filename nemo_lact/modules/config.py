@@ -53,6 +53,9 @@ class LaCTEncoderConfig:
     lact_chunk_size: int = 512  # encoder frames a step of the memory
     # Frames by which a chunk's border may move to where the input is quietest; 0: none. Bidirectional mode only.
     lact_chunk_tolerance: int = 0
+    # What is left after a full chunk of that by which the weights have moved; below 1 they go back to those learned in
+    # training, so that hours of steps do not lead away from them.
+    lact_retention: float = 1.0
     lact_mode: str = 'bidirectional'  # or 'causal': a chunk is read before it is learned
     use_muon: bool = True
     use_momentum: bool = True
@@ -180,6 +183,11 @@ class LaCTEncoderConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f'{name}={value} is no probability; give a value from 0 up to, not including, 1')
+        if not 0 < self.lact_retention <= 1:
+            raise ValueError(
+                f'lact_retention={self.lact_retention}; give 1 (the memory keeps what it learns) or less, above 0 (it '
+                f'forgets)'
+            )
         for name in ('ff_expansion_factor', 'inter_multi', 'base_lr', 'fw_init_gain', 'rope_theta'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name}={getattr(self, name)}; it must be above 0')

@@ -201,7 +201,7 @@ class FastWeightMemory(nn.Module):
                 q, k, v, eta, mu = (layout.spread(t) for t in (q, k, v, eta, mu))
             out, weights, momentum = lact_swiglu(
                 q, k, v, eta, mu, valid, weights, momentum, self.row_lengths(initial),
-                size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum,
+                size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum, initial, cfg.lact_retention,
             )  # fmt: skip
             if layout is not None:
                 out = layout.gathered(out)
@@ -241,7 +241,7 @@ class FastWeightMemory(nn.Module):
         k, v, eta, mu = self._to_learn(x, k, v, cos, sin)
         out, weights, momentum, pending = lact_swiglu_step(
             q, k, v, eta, mu, learn, weights, momentum, self.row_lengths(initial), self._pending(state, initial),
-            filled, cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled,
+            filled, cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, last_filled, initial, cfg.lact_retention,
         )  # fmt: skip
         return self._gated(x, out), self.packed(initial, weights, momentum, pending)
 
@@ -251,7 +251,7 @@ class FastWeightMemory(nn.Module):
         initial, weights, momentum = self.unpacked(state, filled.size(0), state.weights.w0)
         weights, momentum, pending = settle(
             weights, momentum, self.row_lengths(initial), self._pending(state, initial), filled,
-            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum,
+            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, initial, cfg.lact_retention,
         )  # fmt: skip
         return self.packed(initial, weights, momentum, pending)
 

@@ -113,7 +113,8 @@ def _remember(
     if adaptation:
         out, weights, momentum = lact_swiglu(
             q, k, v, eta, mu, learn, weights, momentum, memory.row_lengths(initial),
-            config.lact_chunk_size, config.lact_mode, config.use_muon, config.use_momentum,
+            config.lact_chunk_size, config.lact_mode, config.use_muon, config.use_momentum, initial,
+            config.lact_retention,
         )  # fmt: skip
     else:
         out = lact_swiglu_frozen(q, weights, config.lact_chunk_size)

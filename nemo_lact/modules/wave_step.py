@@ -73,6 +73,9 @@ class WaveStep:
         dtype = _working_dtype(layers.initial.w0, self.x)
         lengths = FastWeights(*(self._rows(ops.row_length(w.to(dtype))) for w in layers.initial))
         options = (lengths, chunk, config.use_muon, config.use_momentum)
+        if config.lact_retention < 1:
+            anchor = FastWeights(*(self._rows(w.to(dtype)) for w in layers.initial))
+            options = (*options, anchor, config.lact_retention)
         self.memory = ops.fast_steps.FastChunks(*options) if fast else ReferenceChunks(*options)
         kernels = ops.triton_pieces
         usable = fast and kernels is not None and kernels.why_not(self.sizes, self.x) is None

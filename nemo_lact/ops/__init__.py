@@ -102,7 +102,7 @@ _reference = torch.compiler.disable(lact_swiglu_reference)  # its loop over chun
 
 def lact_swiglu(
     q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size,
-    mode='bidirectional', use_muon=True, use_momentum=True,
+    mode='bidirectional', use_muon=True, use_momentum=True, anchor=None, retention=1.0,
 ):  # fmt: skip
     """The memory of one layer; arguments and result as `lact_swiglu_reference`, which defines it.
 
@@ -120,4 +120,6 @@ def lact_swiglu(
             run = fast.lact_swiglu_fast
     if _IMPLEMENTATION == 'fast' and problem is not None:
         raise RuntimeError(f'the fast memory cannot run: {problem}. Choose NEMO_LACT_OPS=auto')
-    return run(q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum)
+    return run(
+        q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum, anchor, retention
+    )

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update
 
 
 class ReferenceChunks:
@@ -12,10 +12,15 @@ class ReferenceChunks:
         lengths: row lengths of the initial weights, [R, H, m, 1], [R, H, d, 1], [R, H, m, 1]: every row may be of
             another layer. Their dtype is that of the state.
         chunk: frames of a chunk.
+        anchor: [R, H, ., .], to which the weights go back before each step with `retention` below 1.
     """
 
-    def __init__(self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool):
+    def __init__(
+        self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool,
+        anchor: FastWeights | None = None, retention: float = 1.0,
+    ):  # fmt: skip
         self.lengths, self.options = lengths, (chunk, use_muon, use_momentum)
+        self.anchor, self.retention = anchor, retention
 
     def start(self, weights: FastWeights, momentum: FastWeights) -> None:
         """From these on, [R, H, ., .] each."""
@@ -30,10 +35,10 @@ class ReferenceChunks:
         eta = eta * valid[:, None, :, None, None].to(eta.dtype)
         gradient = chunk_gradient(self.weights, k, v, eta)
         self.weights, self.momentum = update(
-            self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options, exact(self.weights, k)
-        )
+            self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options, exact(self.weights, k),
+            *forgetting(self.weights, self.anchor, self.retention),
+        )  # fmt: skip
 
     def read(self, q: Tensor, out: Tensor) -> None:
         """f_W(q) of q [R, H, C, d], with the weights as they stand, to `out`."""
         out.copy_(read(self.weights, q))
-

@@ -32,12 +32,19 @@ def lact_swiglu_fast(
     mode: str = 'bidirectional',
     use_muon: bool = True,
     use_momentum: bool = True,
+    anchor: FastWeights | None = None,
+    retention: float = 1.0,
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
     with torch.autocast(device_type=q.device.type, enabled=False):
         lengths = torch.stack((lengths.w0, lengths.w2, lengths.w1), dim=1)[..., 0].contiguous()  # [H, 3, d]
-        given = (q, k, v, eta, mu, _stack(weights), _stack(momentum), lengths, valid)
-        options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
+        retention = 1.0 if anchor is None else retention
+        if retention < 1.0:
+            anchors = torch.stack((anchor.w0, anchor.w2, anchor.w1), dim=1)  # [H, 3, d, d]
+        else:
+            anchors = lengths.new_empty(0)
+        given = (q, k, v, eta, mu, _stack(weights), _stack(momentum), lengths, anchors, valid)
+        options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, retention)
         keep = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             out, w, m = _memory(*given, *options, keep)[:3]
@@ -50,8 +57,10 @@ def lact_swiglu_fast(
     return out, after, FastWeights(m[:, :, 0], m[:, :, 2], m[:, :, 1]) if use_momentum else momentum
 
 
-def _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk: int, whole: bool) -> tuple[Tensor, ...]:
-    """`forward_pass`'s ten tensors; `whole` pads to whole chunks: few lengths are left, which share recordings."""
+def _by_the_chunk(
+    q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk: int, whole: bool
+) -> tuple[Tensor, ...]:
+    """`forward_pass`'s eleven tensors; `whole` pads to whole chunks: few lengths are left, which share recordings."""
     extra, pad = _extra(q, chunk), torch.nn.functional.pad
     seen, mean = valid[:, None], mu[:, :, None]
     if q.size(2) > chunk:
@@ -62,7 +71,7 @@ def _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk: in
     if whole and extra:
         q, k, v = (pad(x, (0, 0, 0, extra)) for x in (q, k, v))
         eta, valid = pad(eta, (0, 0, 0, 0, 0, extra)), pad(valid, (0, extra))
-    return q, k, v, eta, mean.contiguous(), weights, momentum, lengths, valid, frames.to(torch.int32)
+    return q, k, v, eta, mean.contiguous(), weights, momentum, lengths, anchor, valid, frames.to(torch.int32)
 
 
 def _extra(q: Tensor, chunk: int) -> int:
@@ -90,9 +99,9 @@ def _forward(tensors: tuple[Tensor, ...], options: tuple, keep: bool) -> tuple[T
 
 
 def _backward(gradients: tuple[Tensor | None, ...], saved: tuple[Tensor, ...], options: tuple) -> tuple[Tensor, ...]:
-    """saved: `forward_pass`'s ten tensors, and its results from the third on."""
+    """saved: `forward_pass`'s eleven tensors, and its results from the third on."""
     if not _recorded(saved[0], options[0]):
-        return backward_pass(*gradients, saved[:10], saved[10:], *options)
+        return backward_pass(*gradients, saved[:11], saved[11:], *options)
     there = tuple(g is not None for g in gradients)
     return replay(_flat_backward, (*(g for g in gradients if g is not None), *saved), (there, options))
 
@@ -100,7 +109,7 @@ def _backward(gradients: tuple[Tensor | None, ...], saved: tuple[Tensor, ...], o
 def _flat_backward(*arguments) -> tuple[Tensor, ...]:
     *tensors, there, options = arguments
     some, saved = iter(tensors[: sum(there)]), tensors[sum(there) :]
-    return backward_pass(*(next(some) if t else None for t in there), saved[:10], saved[10:], *options)
+    return backward_pass(*(next(some) if t else None for t in there), saved[:11], saved[11:], *options)
 
 
 class _Memory(torch.autograd.Function):
@@ -108,15 +117,15 @@ class _Memory(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        results = _forward(arguments[:10], arguments[10:], any(ctx.needs_input_grad))
+        results = _forward(arguments[:11], arguments[11:], any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments[:10], *results[2:])
-        ctx.options = arguments[10:]
+        ctx.save_for_backward(*arguments[:11], *results[2:])
+        ctx.options = arguments[11:]
         return results[:3]
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 6
+        return *_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 7
 
 
 # For torch.compile: the passes as operators, with the shapes of their results. Chunks are cut and padded inside: in the
@@ -126,15 +135,19 @@ class _Memory(torch.autograd.Function):
 @torch.library.custom_op('nemo_lact::memory', mutates_args=())
 def _memory(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, weights: Tensor, momentum: Tensor, lengths: Tensor,
-    valid: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, keep: bool,
+    anchor: Tensor, valid: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
+    retention: float, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk, keep)
-    out, *rest = _forward(tensors, (chunk, bidirectional, use_muon, use_momentum), keep)
+    tensors = _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk, keep)
+    out, *rest = _forward(tensors, (chunk, bidirectional, use_muon, use_momentum, retention), keep)
     return out[:, :, : q.size(2)].transpose(1, 2).contiguous().transpose(1, 2), *rest
 
 
 @_memory.register_fake
-def _(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk, bidirectional, use_muon, use_momentum, keep):
+def _(
+    q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk, bidirectional, use_muon, use_momentum,
+    retention, keep,
+):  # fmt: skip
     batch, heads, total, width = q.shape
     steps, frames = ((total + chunk - 1) // chunk, chunk) if total > chunk else (1, total)
     shape = (batch, heads, 3, width, width)
@@ -151,37 +164,39 @@ def _(q, k, v, eta, mu, weights, momentum, lengths, valid, chunk, bidirectional,
 @torch.library.custom_op('nemo_lact::memory_backward', mutates_args=())
 def _memory_backward(
     d_out: Tensor | None, d_weights: Tensor | None, d_momentum: Tensor | None, saved: list[Tensor],
-    chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = _by_the_chunk(*saved[:9], chunk, True)
-    q, valid, frames = saved[0], saved[8], tensors[-1]
+    chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, retention: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tensors = _by_the_chunk(*saved[:10], chunk, True)
+    q, valid, frames = saved[0], saved[9], tensors[-1]
     extra, total = _extra(q, chunk), q.size(2)
     if extra and d_out is not None:
         d_out = torch.nn.functional.pad(d_out, (0, 0, 0, extra))
-    options = (chunk, bidirectional, use_muon, use_momentum)
-    *d, d_eta, d_mean, d_w, d_m, d_lengths = _backward((d_out, d_weights, d_momentum), (*tensors, *saved[9:]), options)
+    options = (chunk, bidirectional, use_muon, use_momentum, retention)
+    *d, d_eta, d_mean, d_w, d_m, d_lengths, d_anchor = _backward(
+        (d_out, d_weights, d_momentum), (*tensors, *saved[10:]), options
+    )
     if extra:
         d = [torch.empty_like(x).copy_(long[:, :, :total]) for x, long in zip(saved, d)]
         d_eta = d_eta[:, :, :total].contiguous()
     # Of the mean over a chunk's valid frames.
     d_mu = (d_mean / frames[:, None].clamp(min=1)).repeat_interleave(min(chunk, total), dim=-1)
-    return *d, d_eta, d_mu[..., :total] * valid[:, None], d_w, d_m, d_lengths
+    return *d, d_eta, d_mu[..., :total] * valid[:, None], d_w, d_m, d_lengths, d_anchor
 
 
 @_memory_backward.register_fake
 def _(d_out, d_weights, d_momentum, saved, *options):
     like = [torch.empty_like(x) for x in saved[:3]]
-    return *like, *(x.new_empty(x.shape) for x in saved[3:8])
+    return *like, *(x.new_empty(x.shape) for x in saved[3:9])
 
 
 def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:9], *output[2:])
-    ctx.options = inputs[9:13]
+    ctx.save_for_backward(*inputs[:10], *output[2:])
+    ctx.options = inputs[10:15]
 
 
 def _gradients(ctx, *gradients):
-    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 6
+    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 7
 
 
 _memory.register_autograd(_gradients, setup_context=_setup)

@@ -131,6 +131,16 @@ def update(sizes: Sizes, gradient, momentum, weights, lengths, mu, frames, index
     ratio.copy_(scale[..., 0])
 
 
+def retained(frames: Tensor, chunk: int, retention: float) -> Tensor | None:
+    """What a chunk of so many frames [...] leaves of W − anchor, [..., 1, 1, 1, 1] for [B, H, 3, d, d]; None: all.
+
+    1 without frames: torch.lerp(anchor, W, 1) is W to the bit.
+    """
+    if retention == 1.0:
+        return None
+    return torch.pow(retention, (frames.float() / chunk).clamp(max=1.0))[..., None, None, None, None]
+
+
 def row_stride(x: Tensor) -> int:
     """Step from one row of the batch to the next, 0 where all rows share one tensor."""
     return 0 if x.size(0) == 1 else x.stride(0)

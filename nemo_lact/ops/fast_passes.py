@@ -16,6 +16,7 @@ from nemo_lact.ops.fast_launches import (
     chunk_gradient,
     hopper,
     read_chunks,
+    retained,
     row_stride,
     update,
 )
@@ -40,12 +41,14 @@ def forward_pass(
     weights: Tensor,
     momentum: Tensor,
     lengths: Tensor,
+    anchor: Tensor,
     valid: Tensor,
     frames: Tensor,
     chunk: int,
     bidirectional: bool,
     use_muon: bool,
     use_momentum: bool,
+    retention: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The memory over all chunks. With `keep` T is one chunk's frames at most, or whole chunks.
@@ -55,6 +58,7 @@ def forward_pass(
         eta: [B, H, T, 3, 1] fp32. valid: [B, T] bool.
         mu: [B, H, n] mean gate of each chunk. frames: [B, n] int32 valid frames of each chunk.
         weights, momentum: [B or 1, H, 3, d, d] fp32. lengths: [H, 3, d].
+        anchor: [H, 3, d, d], to which the weights go back before each step; not read with `retention` 1.
         keep: keep what backward needs.
 
     Returns:
@@ -81,6 +85,8 @@ def forward_pass(
     ms, ratios = weights.new_empty((stored, *shape)), weights.new_empty((stored, *shape[:-1]))
     ws = [weights.new_empty(shape) for _ in range(min(steps, 2))]
     w, m = weights, momentum
+    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
+    returned = None if left is None else weights.new_empty(shape)
     for index in range(steps):
         part = slice(index * chunk, min((index + 1) * chunk, total))
         before = halves[index + first - 1] if index + first else None
@@ -88,6 +94,8 @@ def forward_pass(
         chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, to, keep)
         at = index % stored
         outs = (ms[at], ws[index % 2], halves[index + first], ratios[at])
+        if left is not None:
+            w = torch.lerp(anchor, w, left[:, index], out=returned)
         update(sizes, gradient, m if use_momentum else None, w, lengths, mu, frames, index, chunk, use_muon, outs)
         w, m = ws[index % 2], ms[at]
     out = read_chunks(sizes, q, halves, steps, chunk)
@@ -106,16 +114,17 @@ def backward_pass(
     bidirectional: bool,
     use_muon: bool,
     use_momentum: bool,
+    retention: float,
 ) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, eta, mu, weights, momentum, lengths.
+    """Gradients of q, k, v, eta, mu, weights, momentum, lengths, anchor (zeros with `retention` 1).
 
     Only the steps of the weights go from chunk to chunk; the products before and after are of all chunks at once.
 
     Args:
         d_out, d_weights, d_momentum: gradients of `forward_pass`'s first three results; None is zero.
-        inputs: its first ten arguments. kept: its results from the third on.
+        inputs: its first eleven arguments. kept: its results from the third on.
     """
-    q, k, v, eta, mu, weights, momentum, lengths, valid, frames = inputs
+    q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, frames = inputs
     ms, ratios, halves, factors = kept
     batch, heads, total, width = q.shape
     sizes = Sizes(width, q.device)
@@ -136,6 +145,8 @@ def backward_pass(
 
     dw, dm = ms.new_zeros(shape), ms.new_zeros(shape if use_momentum else 0)
     d_lengths = dw.new_zeros((batch, heads, 3, width))
+    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
+    d_anchor = torch.zeros_like(anchor if left is None else dw)
     d_eta = eta.new_zeros((batch, heads, total, 3))
     mu_parts = dw.new_empty((steps, batch, heads, 3))
     later = torch.empty((rows, 3, width, width), dtype=sizes.products, device=q.device)
@@ -166,6 +177,9 @@ def backward_pass(
             heads, row_stride(m_old), mu.stride(0), mu.stride(1), frames.stride(0),
             MUON=use_muon, MOMENTUM=use_momentum, **sizes.rows,
         )  # fmt: skip
+        if left is not None:  # of what the step started from; `later` is of the old weights themselves
+            d_anchor.addcmul_(dw, 1 - left[:, index])
+            dw *= left[:, index]
         _gradient_backward(
             sizes, k_[at], v_[at], z[at], kw[at], vw[at], factors[index], eta, valid, index, for_k[at], dh[at], d_eta,
             later,
@@ -187,7 +201,8 @@ def backward_pass(
     elif momentum.size(0) != batch:
         dm = dm.sum(dim=0, keepdim=True)
     dq, dk, dv = (_as_it_came(x, like) for x, like in ((dq, q), (dk, k), (dv, v)))
-    return dq, dk, dv, d_eta[..., None], d_mu, sum(parts), dm, d_lengths.sum(dim=0)
+    d_anchor = d_anchor if left is None else d_anchor.sum(dim=0)
+    return dq, dk, dv, d_eta[..., None], d_mu, sum(parts), dm, d_lengths.sum(dim=0), d_anchor
 
 
 class _Orthogonalised:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, read_chunks, update
+from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, read_chunks, retained, update
 from nemo_lact.ops.fast_weights import FastWeights
 
 
@@ -17,12 +17,18 @@ class FastChunks:
     Args:
         lengths: row lengths of the initial weights, [R, H, d, 1] each: every row may be of another layer.
         chunk: frames of a chunk.
+        anchor: [R, H, d, d] each, to which the weights go back before each step with `retention` below 1.
     """
 
-    def __init__(self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool):
+    def __init__(
+        self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool,
+        anchor: FastWeights | None = None, retention: float = 1.0,
+    ):  # fmt: skip
         self.lengths = _packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
         rows, heads, _, width = self.lengths.shape
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
+        self.retention = 1.0 if anchor is None else retention
+        self.anchor = _packed(anchor) if self.retention < 1.0 else None
         self.sizes = Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
         self.shares = self.sizes.shares(rows * heads, chunk)
@@ -50,6 +56,9 @@ class FastChunks:
             self.sizes, self.shares, k, v, eta, valid, w, self.halves[0], slice(0, k.size(2)), self.gradient,
             self.gradient, False,
         )  # fmt: skip
+        left = retained(frames, self.chunk, self.retention)
+        if left is not None:
+            torch.lerp(self.anchor, w, left, out=w)
         outs = (m, self.moved, self.halves[0], self.ratio)
         update(
             self.sizes, self.gradient, m if self.momentous else None, w, self.lengths, mu[:, :, None],

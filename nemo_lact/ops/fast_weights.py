@@ -6,7 +6,7 @@ For a chunk with keys K and values V the update is one gradient step on −Σ_t 
 (no autograd: it also runs under `torch.inference_mode`). Source: arXiv 2505.23884.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,11 @@ def _moved(w: Tensor, step: Tensor, length: Tensor, learn: Tensor) -> Tensor:
     return torch.where(learn, new * (length / row_length(new)), w)
 
 
+def _returned(w: Tensor, anchor: Tensor, kept: Tensor, learn: Tensor) -> Tensor:
+    """A + kept (W − A), which is A to the bit where W is; rows that learn nothing keep W."""
+    return torch.where(learn, anchor + kept * (w - anchor), w)
+
+
 def update(
     weights: FastWeights,
     momentum: FastWeights,
@@ -109,9 +114,13 @@ def update(
     chunk_size: int,
     use_muon: bool,
     use_momentum: bool,
-    rounded: bool = False,
+    rounded: bool,
+    anchor: FastWeights,
+    retention: float,
 ) -> Tuple[FastWeights, FastWeights]:
     """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
+
+    With `retention` ρ below 1 the step starts from A + ρ (W − A), A the anchor.
 
     Args:
         weights, momentum, gradient: [B, H, ., .].
@@ -121,6 +130,8 @@ def update(
         chunk_size: frames of a full chunk. An orthogonalised step has the same size however few frames made it,
             so it is scaled by frames / chunk_size: the evidence in the chunk.
         rounded: as `orthogonalise` has it.
+        anchor: [H, ., .], the weights learned in training; not read with `retention` 1.
+        retention: of a full chunk; a shorter one has a power of it, by its share of the frames.
     """
     learn = (frames > 0)[:, None, None, None]
     gain = (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0)[:, None, None, None]
@@ -132,10 +143,16 @@ def update(
     if use_muon:
         s0, s1, s2 = _orthogonal(FastWeights(m0, m1, m2), rounded)
         s0, s1, s2 = gain * s0, gain * s1, gain * s2
+    w0, w1, w2 = weights.w0, weights.w1, weights.w2  # a branch that gives a named tuple cannot be exported
+    if retention < 1.0:
+        kept = torch.pow(retention, (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0))[:, None, None, None]
+        w0 = _returned(w0, anchor.w0, kept, learn)
+        w1 = _returned(w1, anchor.w1, kept, learn)
+        w2 = _returned(w2, anchor.w2, kept, learn)
     moved = FastWeights(
-        _moved(weights.w0, s0, lengths.w0, learn),
-        _moved(weights.w1, s1, lengths.w1, learn),
-        _moved(weights.w2, s2, lengths.w2, learn),
+        _moved(w0, s0, lengths.w0, learn),
+        _moved(w1, s1, lengths.w1, learn),
+        _moved(w2, s2, lengths.w2, learn),
     )
     if use_momentum:
         momentum = FastWeights(
@@ -144,6 +161,11 @@ def update(
             torch.where(learn, m2, momentum.w2),
         )
     return moved, momentum
+
+
+def forgetting(weights: FastWeights, anchor: Optional[FastWeights], retention: float) -> Tuple[FastWeights, float]:
+    """`update`'s last two arguments, of which the exporter takes no None: without an anchor nothing is forgotten."""
+    return (weights, 1.0) if anchor is None else (anchor, retention)
 
 
 def _run_chunks(
@@ -160,11 +182,14 @@ def _run_chunks(
     bidirectional: bool,
     use_muon: bool,
     use_momentum: bool,
+    anchors: Tuple[Tensor, Tensor, Tensor],
+    retention: float,
 ) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]:
     """The chunk loop. Weights, momentum and row lengths come and go as plain tuples: a trace keeps no others."""
     weights = FastWeights(initial[0], initial[1], initial[2])
     momentum = FastWeights(carried[0], carried[1], carried[2])
     lengths = FastWeights(rows[0], rows[1], rows[2])
+    anchor = FastWeights(anchors[0], anchors[1], anchors[2])
     rounded = exact(weights, q)
     outs = [q[:, :, :0]]
     for start in range(0, q.size(2), chunk_size):
@@ -177,8 +202,9 @@ def _run_chunks(
             outs.append(read(weights, q[:, :, start:end]))
         gradient = chunk_gradient(weights, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
         weights, momentum = update(
-            weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum, rounded
-        )
+            weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum, rounded,
+            anchor, retention,
+        )  # fmt: skip
         if bidirectional:
             outs.append(read(weights, q[:, :, start:end]))
     out = torch.cat(outs, dim=2)
@@ -203,6 +229,8 @@ def lact_swiglu_reference(
     mode: str = 'bidirectional',
     use_muon: bool = True,
     use_momentum: bool = True,
+    anchor: Optional[FastWeights] = None,
+    retention: float = 1.0,
 ) -> Tuple[Tensor, FastWeights, FastWeights]:
     """Update and read the memory over T frames, chunk by chunk.
 
@@ -215,6 +243,7 @@ def lact_swiglu_reference(
         momentum: same shapes.
         lengths: `row_length` of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
         chunk_size: frames a step of the memory. Chunks are counted from the first frame given here.
+        anchor, retention: before each step the weights go back towards the anchor [H, ., .], as `update` says.
         mode: 'bidirectional' updates with a chunk, then reads with its queries; 'causal' reads, then updates.
 
     Returns:
@@ -227,7 +256,8 @@ def lact_swiglu_reference(
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
     weights = _contiguous(weights)
-    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum)
+    anchor, retention = forgetting(weights, anchor, retention)
+    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, tuple(anchor), retention)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
         run = _run_chunks_exported if torch.jit.is_tracing() else _run_chunks

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, read, update, zeros_like
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update, zeros_like
 
 
 class Pending(NamedTuple):
@@ -38,11 +38,13 @@ def lact_swiglu_step(
     use_muon: bool = True,
     use_momentum: bool = True,
     last_filled: int | None = None,
+    anchor: FastWeights | None = None,
+    retention: float = 1.0,
 ) -> tuple[Tensor, FastWeights, FastWeights, Pending]:
     """Read T new frames, gather their gradients, and take a step of the memory where a chunk becomes full.
 
     Args:
-        q, k, v, eta, mu, weights, momentum, lengths, chunk_size: as `lact_swiglu_reference`.
+        q, k, v, eta, mu, weights, momentum, lengths, chunk_size, anchor, retention: as `lact_swiglu_reference`.
         valid: [B, T] bool; the valid frames of a row come first. Padding is neither learned from nor counted.
         pending: what the unfinished chunks have gathered; zeros where a chunk has just begun.
         filled: [B] int64, frames of the unfinished chunk so far, below `chunk_size`.
@@ -61,10 +63,11 @@ def lact_swiglu_step(
         if rows.numel() < q.size(0):  # a step of the memory is dear: only for the streams that come to it
             given = (q, k, v, eta, mu, valid, weights, momentum)
             sizes = (chunk_size, use_muon, use_momentum)
-            every = lact_swiglu_step(*given, lengths, pending, filled, *sizes, chunk_size - 1)
+            every = lact_swiglu_step(*given, lengths, pending, filled, *sizes, chunk_size - 1, anchor, retention)
             few = lact_swiglu_step(
-                *(_at(x, rows) for x in given), lengths, _at(pending, rows), filled[rows], *sizes, last_filled
-            )
+                *(_at(x, rows) for x in given), lengths, _at(pending, rows), filled[rows], *sizes, last_filled,
+                anchor, retention,
+            )  # fmt: skip
             return tuple(_put(x, rows, y) for x, y in zip(every, few))
     out = None
     gradient, mu_sum = pending
@@ -82,7 +85,7 @@ def lact_swiglu_step(
                 break
             weights, momentum = update(
                 weights, momentum, gradient, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
-                use_muon, use_momentum, exact(weights, q),
+                use_muon, use_momentum, exact(weights, q), *forgetting(weights, anchor, retention),
             )  # fmt: skip
             fresh = ~full[:, None]
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
@@ -111,10 +114,13 @@ def settle(
     chunk_size: int,
     use_muon: bool = True,
     use_momentum: bool = True,
+    anchor: FastWeights | None = None,
+    retention: float = 1.0,
 ) -> tuple[FastWeights, FastWeights, Pending]:
     """The stream ends: learn from the unfinished chunk, as `lact_swiglu_reference` does from a short last one."""
     mean = pending.mu / filled.clamp(min=1)[:, None].to(pending.mu.dtype)
     weights, momentum = update(
-        weights, momentum, pending.gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum
-    )
+        weights, momentum, pending.gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
+        *forgetting(weights, anchor, retention),
+    )  # fmt: skip
     return weights, momentum, Pending(zeros_like(pending.gradient), torch.zeros_like(pending.mu))

@@ -18,6 +18,7 @@ VARIANTS = {
     'batch_norm': dict(conv_kernel_size=3, conv_context_size='causal', conv_norm_type='batch_norm'),
     'gradient steps': dict(use_muon=False, use_momentum=False, subsampling='striding'),
     'positions in the memory': dict(ttt_nope=False, feat_out=24, lr_dim=16),
+    'memory that forgets': dict(lact_retention=0.7),
 }
 
 

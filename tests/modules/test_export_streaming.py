@@ -10,7 +10,9 @@ onnxruntime = pytest.importorskip('onnxruntime')
 CHUNKS = dict(att_context_size=[[12, 3], [12, 1]], att_context_style='chunked_limited')
 VARIANTS = {
     'chunks': CHUNKS,
-    'frame by frame, gradient steps': dict(att_context_size=[12, 0], use_muon=False, use_momentum=False),
+    'frame by frame, gradient steps': dict(
+        att_context_size=[12, 0], use_muon=False, use_momentum=False, lact_retention=0.7
+    ),
     'convolution, 8x': dict(CHUNKS, conv_kernel_size=5, conv_context_size='causal', macaron=True, subsampling_factor=8),
 }
 

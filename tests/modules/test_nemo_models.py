@@ -114,7 +114,9 @@ def test_freeze_the_encoder(tiny):
     assert all(p.requires_grad for p in model.encoder.parameters())
 
 
-@pytest.mark.parametrize('extra', [{}, dict(conv_kernel_size=9, macaron=True), dict(lact_mode='causal')])
+@pytest.mark.parametrize(
+    'extra', [{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.7), dict(lact_mode='causal')]
+)
 def test_onnx_of_any_length_equals_torch(tiny, tmp_path, contract, extra):
     model = build({**tiny, **extra}).eval()
     path = str(tmp_path / 'x.onnx')

@@ -20,6 +20,7 @@ VARIANTS = {
     ),
     'borders in pauses': dict(lact_chunk_tolerance=6, conv_kernel_size=5),
     'positions in the memory': dict(ttt_nope=False, feat_out=24),
+    'memory that forgets': dict(lact_retention=0.7),
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
 from nemo_lact.modules.segments import SegmentedPass
 
@@ -21,6 +22,7 @@ VARIANTS = {
     'positions in the memory': dict(ttt_nope=False, feat_out=24),
     'no momentum, no Muon': dict(use_momentum=False, use_muon=False, lr_dim=16, inter_multi=2.0),
     'low rank': dict(w0_w2_low_rank=4, n_layers=1),
+    'memory that forgets': dict(lact_retention=0.7),
 }
 
 
@@ -103,6 +105,22 @@ def test_features_in_pieces_and_two_passes_at_once(tiny, contract, on):
         for row in range(2):
             a, b = out[row, :, : n[row]], whole[row, :, : n[row]]
             contract('wavefront = whole pass (relative, fp32)', (a - b).norm() / b.norm(), 1e-4)
+
+
+@pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
+@torch.inference_mode()
+def test_fast_memory_that_forgets(tiny, contract, on):
+    options = dict(segment_frames=48, lact_retention=0.7, use_muon=False, base_lr=0.02, n_heads=2, d_model=16)
+    encoder = LaCTEncoder(**{**tiny, **options}).eval()
+    signal, length = torch.randn(1, 16, 400), torch.tensor([390])
+    whole = whole_pass(encoder, signal, length)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        ours = encoder.forward_with_state(signal, length)
+    assert type(wavefront._idle[encoder][1].memory) is ops.fast_steps.FastChunks
+    a, b = (out[0][:, :, : whole[1].item()] for out in (ours, whole))
+    contract('wavefront by kernels = whole pass (bf16)', (a - b).norm() / b.norm(), 5e-2)
+    for a, b in zip(ours[2].weights, whole[2].weights):
+        contract('wavefront by kernels = whole pass: memory (bf16)', (a - b).norm() / b.norm(), 5e-2)
 
 
 def test_changed_weights_are_seen(tiny, on):

@@ -21,7 +21,7 @@ BOUND = 2e-2  # half precision, relative
 WIDTHS = (33, 128, 192, 256) if GPU else (19,)  # the interpreter is slow
 
 
-def make(width, frames, lengths, dtype=torch.bfloat16, fresh=True, heads=2 if GPU else 1, chunk=None):
+def make(width, frames, lengths, dtype=torch.bfloat16, fresh=True, heads=2 if GPU else 1, chunk=None, retention=1.0):
     """Arguments of the memory as the encoder makes them, and the leaves to differentiate for."""
     batch, chunk = len(lengths), chunk or max(2 * width, 32)
     unit = torch.nn.functional.normalize
@@ -56,6 +56,11 @@ def make(width, frames, lengths, dtype=torch.bfloat16, fresh=True, heads=2 if GP
     if not fresh:
         named = {**dict(zip(('w0', 'w1', 'w2'), weights)), **dict(zip(('m0', 'm1', 'm2'), momentum))}
         named['lengths of w1'] = initial.w1
+    if retention < 1.0:
+        args.update(anchor=initial, retention=retention)
+        if not fresh:
+            args['anchor'] = FastWeights(*(w.detach().clone().requires_grad_() for w in initial))
+            named.update(zip(('anchor w0', 'anchor w1', 'anchor w2'), args['anchor']))
     return args, {**leaves, **named}
 
 
@@ -106,19 +111,21 @@ def compare(contract, args, leaves, dtype, **options):
         check(f'gradient of {name}', mine, other, target)
 
 
+@pytest.mark.parametrize('retention', [1.0, 0.6])
 @pytest.mark.parametrize('fresh', [True, False])
 @pytest.mark.parametrize('mode', ['bidirectional', 'causal'])
 @pytest.mark.parametrize('width', WIDTHS)
-def test_equals_reference(contract, width, mode, fresh):
+def test_equals_reference(contract, width, mode, fresh, retention):
     chunk = max(2 * width, 32)
-    args, leaves = make(width, 2 * chunk + 5, [2 * chunk + 5, chunk + 3], fresh=fresh)
+    args, leaves = make(width, 2 * chunk + 5, [2 * chunk + 5, chunk + 3], fresh=fresh, retention=retention)
     args['eta'] = leaves['eta'] = (args['eta'].detach() * 4).requires_grad_()
     compare(contract, args, leaves, torch.bfloat16, mode=mode)
 
 
+@pytest.mark.parametrize('retention', [1.0, 0.6])
 @pytest.mark.parametrize('options', [dict(use_muon=False), dict(use_momentum=False)])
-def test_without_muon_or_momentum(contract, options):
-    args, leaves = make(24, 100, [100, 60])
+def test_without_muon_or_momentum(contract, options, retention):
+    args, leaves = make(24, 100, [100, 60], retention=retention)
     compare(contract, args, leaves, torch.bfloat16, **options)
 
 
@@ -142,8 +149,9 @@ def test_float16(contract):
     compare(contract, args, leaves, torch.float16)
 
 
-def test_rows_of_padding_keep_their_state_to_the_bit(contract):
-    args, leaves = make(16, 70, [70, 0, 33], fresh=False)
+@pytest.mark.parametrize('retention', [1.0, 0.6])
+def test_rows_of_padding_keep_their_state_to_the_bit(contract, retention):
+    args, leaves = make(16, 70, [70, 0, 33], fresh=False, retention=retention)
     out, weights, momentum = fast.lact_swiglu_fast(**args)
     assert out.isfinite().all()
     for new, old in zip((*weights, *momentum), (*args['weights'], *args['momentum'])):
@@ -202,12 +210,12 @@ def graphs(monkeypatch):
     cuda_graphs.forget()
 
 
-@pytest.mark.parametrize('mode', ['bidirectional', 'causal'] if GPU else ['bidirectional'])
-def test_recorded_training_equals_plain(contract, monkeypatch, graphs, mode):
+@pytest.mark.parametrize('mode, retention', [('bidirectional', 1.0), ('causal', 0.6)])
+def test_recorded_training_equals_plain(contract, monkeypatch, graphs, mode, retention):
     """Lengths in turns: of one number of chunks, which share a recording, and of another, in the same memory."""
     width, chunk, rows = (64, 32, 3) if GPU else (8, 8, 1)
     sizes = (2 * chunk + 3, 2 * chunk + 7, 2 * chunk)
-    cases = [make(width, frames, [frames - 9, frames, 20][:rows], chunk=chunk) for frames in sizes]
+    cases = [make(width, n, [n - 9, n, 20][:rows], chunk=chunk, retention=retention) for n in sizes]
     gradients = [torch.randn(args['q'].shape, device=DEVICE, dtype=torch.float64) for args, _ in cases]
 
     def runs(order):
@@ -235,13 +243,14 @@ def test_recorded_training_equals_plain(contract, monkeypatch, graphs, mode):
 
 
 @torch._functorch.config.patch(donated_buffer=False)  # `run` keeps the graph of its gradients
-def test_compiled_at_any_number_of_chunks(contract):
+@pytest.mark.parametrize('retention', [1.0, 0.6])
+def test_compiled_at_any_number_of_chunks(contract, retention):
     """1, 2, 3, 5, 2 chunks, whole and not: a graph for the first size, one for any length, one for any batch."""
     torch._dynamo.reset()
     compiled = torch.compile(fast.lact_swiglu_fast, backend='aot_eager')
     torch._dynamo.utils.counters.clear()
     for rows, frames in ((2, 7), (2, 13), (3, 21), (2, 40), (4, 9)):
-        args, leaves = make(8, frames, [frames, 5, frames - 3, 1][:rows], chunk=8)
+        args, leaves = make(8, frames, [frames, 5, frames - 3, 1][:rows], chunk=8, retention=retention)
         out_gradient = torch.randn(args['q'].shape, device=DEVICE, dtype=torch.float64)
         plain, ours = (run(f, args, leaves, out_gradient, use_muon=False) for f in (fast.lact_swiglu_fast, compiled))
         pairs = [(ours[0], plain[0]), *zip(ours[1], plain[1]), *((ours[2][n], plain[2][n]) for n in leaves)]
@@ -290,6 +299,8 @@ def test_rule_and_override():
         ops.use_implementation('fast')
         a = ops.lact_swiglu(**args)[0]
         assert torch.equal(a, fast.lact_swiglu_fast(**args)[0])
+        # Without an anchor there is nothing to go back to.
+        assert torch.equal(a, ops.lact_swiglu(**args, retention=0.5)[0])
         with pytest.raises(RuntimeError, match='lr_dim 1 is needed.*NEMO_LACT_OPS=auto'):
             ops.lact_swiglu(**{**args, 'eta': wide})
         ops.use_implementation('reference')

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemo_lact import ops
 from nemo_lact.ops import FastWeights, lact_swiglu_frozen, lact_swiglu_reference, row_length, zeros_like
 from nemo_lact.ops.fast_weights import chunk_gradient, read
 
@@ -176,3 +177,46 @@ def test_gradient_through_the_update_equals_finite_differences():
 def test_unknown_mode():
     with pytest.raises(ValueError, match="'sideways'.*'bidirectional' or 'causal'"):
         lact_swiglu_reference(**make(), mode='sideways')
+
+
+def test_forgetting_starts_from_weights_nearer_to_the_anchor():
+    """Half a chunk and step sizes of 0: the root of what a full chunk retains is left of the distance."""
+    x = make(frames=12)
+    x['eta'] = torch.zeros_like(x['eta'])
+    anchor = FastWeights(*(w.clone() for w in x['weights']))
+    x['weights'] = FastWeights(*(w + 0.3 * torch.randn_like(w) for w in anchor))
+    x['valid'][1] = False
+    _, after, _ = lact_swiglu_reference(**x, anchor=anchor, retention=0.5, use_muon=False, use_momentum=False)
+    for a, w, length, new in zip(anchor, x['weights'], x['lengths'], after):
+        for left in (0.5, 0.5**0.5):  # a chunk of 8 frames, one of 4
+            w = a + left * (w - a)
+            w = w * (length / row_length(w))
+        assert torch.allclose(new[0], w[0], rtol=0, atol=1e-12)
+    assert all(torch.equal(new[1], w[1]) for new, w in zip(after, x['weights'])), 'a row without frames'
+
+
+def test_forgetting_leaves_weights_that_have_not_moved():
+    x = make(frames=20)
+    x['eta'] = torch.zeros_like(x['eta'])
+    out, after, _ = lact_swiglu_reference(**x, anchor=x['weights'], retention=0.5)
+    assert torch.equal(out, lact_swiglu_frozen(x['q'], x['weights'], x['chunk_size']))
+    assert all(torch.equal(a, b) for a, b in zip(after, x['weights']))
+
+
+def test_the_memory_forgets_when_asked_to():
+    x = make(frames=20)
+    given = dict(anchor=FastWeights(*(w[0] for w in x['weights'])), retention=0.5)
+    out = ops.lact_swiglu(**x, **given)[0]
+    assert torch.equal(out, lact_swiglu_reference(**x, **given)[0])
+    assert not torch.equal(out, lact_swiglu_reference(**x)[0])
+
+
+def test_gradients_reach_the_anchor():
+    x = make(frames=20)
+    x['weights'] = FastWeights(*(w + 0.1 * torch.randn_like(w) for w in x['weights']))
+    anchor = tuple(w[0].clone().requires_grad_() for w in x['weights'])
+
+    def read(*anchor):
+        return lact_swiglu_reference(**x, anchor=FastWeights(*anchor), retention=0.5)[0]
+
+    assert torch.autograd.gradcheck(read, anchor, fast_mode=True)

@@ -71,18 +71,20 @@ def test_attention_of_the_last_frames(contract):
 
 
 @pytest.mark.parametrize('width', [64, 192, 256] if GPU else [19])
-@pytest.mark.parametrize('muon, momentum', [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    'muon, momentum, retention', [(True, True, 1.0), (True, False, 1.0), (False, True, 1.0), (True, True, 0.6)]
+)
 @pytest.mark.parametrize('many', [1, 1000])  # the chunk gradient by batched products, and by its own kernel
-def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, many):
+def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, retention, many):
     monkeypatch.setattr(fast_launches, 'WIDE_PRODUCTS', True)
     monkeypatch.setattr(fast_launches, 'MANY', many)
     heads, chunk, unit = 2 if GPU else 1, 2 * width, torch.nn.functional.normalize
     initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
     lengths = FastWeights(*(row_length(w) for w in initial))
-    both = [cls(lengths, chunk, muon, momentum) for cls in (ReferenceChunks, FastChunks)]
+    both = [cls(lengths, chunk, muon, momentum, initial, retention) for cls in (ReferenceChunks, FastChunks)]
     for memory in both:
         memory.start(FastWeights(*(w.clone() for w in initial)), FastWeights(*(torch.zeros_like(w) for w in initial)))
-    for valid_frames in ([chunk, chunk, 0, chunk], [chunk, chunk, chunk, chunk]):
+    for valid_frames in ([chunk] * 4, [chunk, chunk, 0, chunk // 2]):
         q, k, v = (unit(randn(ROWS, chunk, heads, width), dim=-1).to(DTYPE).transpose(1, 2) for _ in range(3))
         frames = torch.tensor(valid_frames, dtype=torch.int32, device=DEVICE)
         valid = torch.arange(chunk, device=DEVICE) < frames[:, None]
