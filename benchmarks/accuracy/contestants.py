@@ -20,7 +20,7 @@ LACT = dict(
     att_context_size=[64, 64], lact_chunk_size=128, use_muon=False, base_lr=0.05, conv_norm_type='batch_norm',
     dropout=0.05, dropout_pre_encoder=0.05, dropout_att=0.05,
 )  # fmt: skip
-LACT_CONFORMER = LACT | dict(n_layers=8, macaron=True, conv_kernel_size=9)
+LACT_CONFORMER = LACT | dict(n_layers=8, macaron=True, conv_kernel_size=9, lact_retention=0.8)
 ENCODERS = {
     'FastConformer full': CONFORMER | dict(self_attention_model='rel_pos', att_context_size=[-1, -1]),
     'FastConformer local': CONFORMER | dict(self_attention_model='rel_pos_local_attn', att_context_size=[64, 64]),
@@ -28,6 +28,7 @@ ENCODERS = {
     'LaCT-Conformer': LACT_CONFORMER,
     'LaCT-Conformer, memory not learning': LACT_CONFORMER | dict(adaptation=False),
     # ablations of LaCT-Conformer
+    'no retention': LACT_CONFORMER | dict(lact_retention=1.0),
     'chunk 32': LACT_CONFORMER | dict(lact_chunk_size=32),
     'chunk 512': LACT_CONFORMER | dict(lact_chunk_size=512),
     'window 16': LACT_CONFORMER | dict(att_context_size=[16, 16]),
