@@ -1,6 +1,7 @@
 """The encoder on a GPU: the same numbers as on the CPU, half precision, compiled, moved states. Skipped without one."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -124,6 +125,22 @@ def test_training_on_long_rows_is_recorded(contract, monkeypatch, compiled):
     finally:
         ops.use_implementation('auto')
         cuda_graphs.forget()
+
+
+def test_a_recording_that_is_garbage_does_not_spoil_the_next():
+    x = torch.ones(4, device='cuda')
+    old, _ = cuda_graphs.record(lambda: x + 1)
+    cycle = [old]
+    cycle.append(cycle)  # only the collector finds it
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        del old, cycle
+        graph, result = cuda_graphs.record(lambda: sum([[x * i] for i in range(50)], [])[-1] + 1)
+    finally:
+        gc.set_threshold(*threshold)
+    graph.replay()
+    assert torch.equal(result, torch.full_like(x, 50.0)) and gc.isenabled()
 
 
 def test_compiled_equals_eager(pair, contract):

@@ -4,6 +4,7 @@ Hundreds of launches from Python become one. Recording costs two runs, so shapes
 only the last few recordings are kept. They work in the same memory, that of the largest: results are copied out.
 """
 
+import gc
 from collections import OrderedDict
 from typing import Any
 
@@ -66,12 +67,18 @@ def record(function, stream=None, pool=None) -> tuple['torch.cuda.CUDAGraph', An
     """
     graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream()
     torch.cuda.synchronize()  # and not torch.cuda.graph(), which also collects garbage: 0.1 s
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool, capture_error_mode='thread_local')
-        try:
-            results = function()
-        finally:
-            graph.capture_end()
+    collects = gc.isenabled()
+    gc.disable()  # an old recording that is garbage, given back now, would spoil this one
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool, capture_error_mode='thread_local')
+            try:
+                results = function()
+            finally:
+                graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
     return graph, results
 
 
