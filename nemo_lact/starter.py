@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = '46e65b20cc5a07c2fa83a53573f233c3be8b4bd05401ea6cd1228c2a55f9e3f1'
+SHA256 = '2ecd085110aab42bd5dddfe1a98f48c034cecd3ac854bd0afd5545816c5a1006'
 
 
 def resolve(model: str | Path) -> Path:

@@ -115,7 +115,9 @@ def evaluate(model_file: Path, args: argparse.Namespace, search):
     greedy, rows = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))
     if not search:
         return model, greedy, None, rows
-    texts = decoding.texts_of([args.data_dir / 'train.json'])
+    texts = decoding.texts_of([args.data_dir / 'train.json']) * search.get('train_repeats', 1)
+    if search.get('more_texts'):
+        texts += decoding.texts_of([REPOSITORY / search.more_texts])
     decoding.make_language_model(model, texts, args.output_dir / 'lm.arpa', search.order)
     decoding.use_language_model(model, args.output_dir / 'lm.arpa', search.weight, search.beam_size, search.token_bonus)
     with_lm, found = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))
@@ -209,9 +211,7 @@ def main(args: argparse.Namespace) -> None:
     print(f'held-out speech, {summary["rows_scored"]} utterances:')
     print(f'  greedy                                             WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%}')
     if with_lm:
-        print(
-            f'  with a language model of the training texts alone  WER {with_lm["wer"]:.1%}, CER {with_lm["cer"]:.1%}'
-        )
+        print(f'  with a language model (lm.arpa)                    WER {with_lm["wer"]:.1%}, CER {with_lm["cer"]:.1%}')
     print(f'model:  {model_file}\nreport: {page}')
 
 

@@ -1,6 +1,6 @@
 """A trained contestant as the starter model of the package: half precision, a config without paths of its training.
 
-    python benchmarks/accuracy/release.py OUT/LaCT-Conformer-0.nemo
+    python benchmarks/accuracy/release.py OUT/no_retention-0.nemo --encoder lact_retention=0.8
 
 Writes nemo_lact/models/lact-conformer-starter.nemo and prints its checksum, which goes into nemo_lact/starter.py.
 """
@@ -9,11 +9,12 @@ import argparse
 import hashlib
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nemo.collections.asr.models as models
 import torch
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from sentencepiece import sentencepiece_model_pb2
 
 from nemo_lact.starter import FILE
@@ -39,17 +40,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path)
     parser.add_argument('--output', type=Path, default=FILE)
+    parser.add_argument('--encoder', nargs='*', default=[], help='other settings of the encoder than in training')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        release(without_paths(args.model, Path(folder)), args.output)
+        release(without_paths(args.model, Path(folder)), args.output, args.encoder)
     size, digest = args.output.stat().st_size, hashlib.sha256(args.output.read_bytes()).hexdigest()
     print(f'{args.output}: {size / 1e6:.1f} MB, SHA-256 {digest}')
 
 
-def release(source: Path, target: Path) -> None:
+def release(source: Path, target: Path, settings: Sequence[str] = ()) -> None:
     model = models.EncDecCTCModelBPE.restore_from(str(source), map_location=torch.device('cpu'))
     with open_dict(model.cfg):
         model.cfg.tokenizer.dir = 'tokenizer'
+        model.cfg.encoder.merge_with(OmegaConf.from_dotlist(list(settings)))
         # NeMo's transcribe() takes its loader's settings from here
         model.cfg.validation_ds = dict(manifest_filepath=None, sample_rate=16000, batch_size=8, shuffle=False)
     model.encoder.half(), model.decoder.half()
