@@ -209,9 +209,9 @@ def main(args: argparse.Namespace) -> None:
             print(f'with LM       {row["pred_text_lm"]}')
         print()
     print(f'held-out speech, {summary["rows_scored"]} utterances:')
-    print(f'  greedy                                             WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%}')
+    print(f'  greedy                 WER {summary["wer"]:.1%}, CER {summary["cer"]:.1%}')
     if with_lm:
-        print(f'  with a language model (lm.arpa)                    WER {with_lm["wer"]:.1%}, CER {with_lm["cer"]:.1%}')
+        print(f'  with a language model  WER {with_lm["wer"]:.1%}, CER {with_lm["cer"]:.1%}')
     print(f'model:  {model_file}\nreport: {page}')
 
 

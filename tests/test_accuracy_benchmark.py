@@ -79,7 +79,9 @@ def restored(path: Path) -> dict:
 
 def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     import contestants
+    import release
     import report
+    import retention
 
     # 30 prompts have too few different words for 256 subwords
     monkeypatch.setattr(contestants.tokenizer, '__defaults__', (64,))
@@ -97,6 +99,21 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     )
     before, after = (restored(path) for path in (start, tmp_path / 'second/LaCT-Conformer-1.nemo'))
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+    released = tmp_path / 'released.nemo'
+    options = ['release.py', str(start), '--output', str(released), '--encoder', 'lact_retention=0.5']
+    monkeypatch.setattr(sys, 'argv', options)
+    release.main()
+    settings = release.models.EncDecCTCModelBPE.restore_from(str(released), return_config=True)
+    assert settings.encoder.lact_retention == 0.5 and settings.tokenizer.dir == 'tokenizer'
+
+    table = tmp_path / 'retention.json'
+    options = ['retention.py', str(released), '--corpus', str(corpus), '--seconds', '3', '--output', str(table)]
+    monkeypatch.setattr(sys, 'argv', options)
+    retention.main()
+    rows = json.loads(table.read_text())['rows']
+    assert [row['retention'] for row in rows] == [None, 1.0, 0.9, 0.8, 0.5]
+    assert all(row['seconds'] > 3 and row['words'][0][1] > 0 for row in rows)
 
     monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
     monkeypatch.setattr(report, 'ROOT', tmp_path)

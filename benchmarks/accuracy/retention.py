@@ -3,8 +3,8 @@
     python benchmarks/accuracy/corpus.py CORPUS --texts texts.txt --hours 0.1 --test-hours 3
     python benchmarks/accuracy/retention.py MODEL.nemo --corpus CORPUS --output retention.json
 
-Retention has no weights of its own, so a model trained with one value can be run with another. An utterance shorter than
-a chunk of the memory has the same text with any.
+Retention has no weights of its own, so a model trained with one value can be run with another. An utterance shorter
+than a chunk of the memory has the same text with any.
 """
 
 import argparse
