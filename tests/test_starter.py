@@ -57,6 +57,29 @@ def test_knows_the_bundled_voice(model):
     assert rates['wer'] < 0.32 and rates['cer'] < 0.12  # 29.4% and 9.9% (docs/starter.md)
 
 
+def test_another_retention_goes_into_the_file_and_counts_from_the_second_chunk(tmp_path):
+    from nemo.collections.asr.models import ASRModel
+    from omegaconf import open_dict
+
+    model = ASRModel.restore_from(str(starter.FILE), map_location='cpu').eval()
+    assert model.encoder.config.lact_retention == 0.8
+    chunk = model.encoder.config.lact_chunk_size * 8  # feature frames
+    signal = torch.randn(1, 80, chunk + 400)
+    with torch.inference_mode():
+        before = model.encoder(audio_signal=signal, length=torch.tensor([signal.size(2)]))[0]
+    with open_dict(model.cfg):
+        model.cfg.encoder.lact_retention = model.encoder.config.lact_retention = 0.1
+    model.save_to(str(tmp_path / 'forgetting.nemo'))
+    other = ASRModel.restore_from(str(tmp_path / 'forgetting.nemo'), map_location='cpu').eval()
+    assert other.encoder.config.lact_retention == 0.1
+    with torch.inference_mode():
+        after = other.encoder(audio_signal=signal, length=torch.tensor([signal.size(2)]))[0]
+        given = dict(audio_signal=signal[..., :chunk], length=torch.tensor([chunk]))
+        model.encoder.config.lact_retention = 0.8
+        assert torch.equal(model.encoder(**given)[0], other.encoder(**given)[0])
+    assert (before - after).abs().max() > 1e-3
+
+
 def test_name_stands_for_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert starter.resolve('starter') == starter.FILE
