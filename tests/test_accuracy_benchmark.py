@@ -202,3 +202,11 @@ def test_numbers_and_forms_of_words_in_prompts(scripts):
     assert [inflected(*pair) for pair in (('deny', 'ed'), ('play', 'ed'), ('save', 'ing'), ('skip', 'ing'))] == [
         'denied', 'played', 'saving', 'skipping'
     ]  # fmt: skip
+
+
+def test_the_letter_a_is_spelled_and_the_article_is_not(scripts):
+    from prompts import spelled
+
+    assert spelled('a b a') == 'ay b ay' and spelled('a') == 'ay' and spelled('at ten a m') == 'at ten ay m'
+    assert spelled('gate a seven') == 'gate ay seven'
+    assert spelled('please enter a new number') == 'please enter a new number'

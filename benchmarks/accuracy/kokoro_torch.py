@@ -31,6 +31,7 @@ import torch
 from natural import RATE, Kokoro, trimmed
 from onnx_ops import op
 from onnx_torch import Graph, _used, frozen
+from prompts import spelled
 from scipy.signal import firwin
 from texts import split
 from torch import Tensor
@@ -152,14 +153,13 @@ def unpacked(folder: Path) -> dict:
 
 
 def jobs(args: argparse.Namespace) -> None:
-    kokoro, rng = Kokoro(args.packages), random.Random(f'kokoro {args.seed}')
+    kokoro, rng, lines = Kokoro(args.packages), random.Random(f'kokoro {args.seed}'), []
     texts = [text for text in args.texts.read_text().splitlines() if split(text) == 'train']
     rng.shuffle(texts)
-    lines = []
     for number, text in enumerate(texts[: args.count]):
         if number % 20 == 0:
             who, how = kokoro.speaker(rng)
-        ids = kokoro.ids(text)
+        ids = kokoro.ids(spelled(text) if args.prompts else text)
         if 1 <= len(ids) <= TOKENS:
             lines.append(json.dumps(dict(text=text, speaker=who, ids=ids) | how))
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -283,6 +283,7 @@ def main() -> None:
             command.add_argument('--texts', type=Path, required=True)
             command.add_argument('--count', type=int, default=count, help='utterances')
             command.add_argument('--seed', default='torch', help="another one than natural.py's")
+            command.add_argument('--prompts', action='store_true', help="prompts.py's texts, with spelled letters")
     command = commands.add_parser('make')
     command.set_defaults(function=make)
     command.add_argument('output', type=Path)
