@@ -228,15 +228,17 @@ def lines(count: int, seed: int, banned: Rows) -> tuple[list[tuple[str, str]], i
     return result, len(left_out)
 
 
+SPELLED_BEFORE = {'as', 'dot', *ONES, *TENS, *(sign.split()[0] for sign in SIGNS.split('|'))}
+SPELLED_BEFORE -= {'new', 'full', 'question', 'open', 'close', 'single', 'double', 'number'}
+
+
 def spelled(text: str) -> str:
     """The letter a, which a reader takes for the article, as 'ay'."""
-    numbers = {'as', 'dot', *ONES, *TENS, *(sign.split()[0] for sign in SIGNS.split('|'))}
-    numbers -= {'new', 'full', 'question', 'open', 'close', 'single', 'double', 'number'}
     words = text.split()
     for i, word in enumerate(words):
         before, after = words[i - 1] if i else '', words[i + 1] if i + 1 < len(words) else ''
         beside = len(before) == 1 or len(after) == 1 or before in ('gate', 'letter', 'ay')
-        if word == 'a' and (beside or not after or after in numbers):
+        if word == 'a' and (beside or not after or after in SPELLED_BEFORE):
             words[i] = 'ay'
     return ' '.join(words)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from corpus import load
+from feed import RATE
 from nemo.collections.asr.models import ASRModel
 from score import count, sessions, transcribe
 
@@ -42,7 +43,7 @@ def main() -> None:
         kept, seconds = [], 0.0
         for row in load(args.corpus, path.stem):
             kept.append(row)
-            seconds += row['samples'] / 16000
+            seconds += row['samples'] / RATE
             if seconds > args.seconds:
                 break
         session = sessions(kept, float('inf'))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_lact.ops.cuda_graphs import replay
+from nemo_lact.ops.fast_launches import packed
 from nemo_lact.ops.fast_passes import INTERPRETED, PRODUCTS, backward_pass, forward_pass
 from nemo_lact.ops.fast_weights import FastWeights
 
@@ -37,12 +38,9 @@ def lact_swiglu_fast(
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
     with torch.autocast(device_type=q.device.type, enabled=False):
-        lengths = torch.stack((lengths.w0, lengths.w2, lengths.w1), dim=1)[..., 0].contiguous()  # [H, 3, d]
+        lengths = packed(lengths)[..., 0].contiguous()  # [H, 3, d]
         retention = 1.0 if anchor is None else retention
-        if retention < 1.0:
-            anchors = torch.stack((anchor.w0, anchor.w2, anchor.w1), dim=1)  # [H, 3, d, d]
-        else:
-            anchors = lengths.new_empty(0)
+        anchors = packed(anchor) if retention < 1.0 else lengths.new_empty(0)  # [H, 3, d, d]
         given = (q, k, v, eta, mu, _stack(weights), _stack(momentum), lengths, anchors, valid)
         options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, retention)
         keep = torch.is_grad_enabled()
@@ -81,10 +79,9 @@ def _extra(q: Tensor, chunk: int) -> int:
 
 def _stack(weights: FastWeights) -> Tensor:
     """[B, H, 3, d, d] in the order W0, W2, W1; B is 1 where all rows are one tensor expanded."""
-    parts = (weights.w0, weights.w2, weights.w1)
-    if all(w.stride(0) == 0 for w in parts):
-        parts = tuple(w[:1] for w in parts)
-    return torch.stack(parts, dim=2)
+    if all(w.stride(0) == 0 for w in weights):
+        weights = FastWeights(*(w[:1] for w in weights))
+    return packed(weights)
 
 
 def _recorded(q: Tensor, chunk: int) -> bool:

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_lact.ops import newton_schulz_half
+from nemo_lact.ops.fast_weights import FastWeights
 from nemo_lact.ops.triton_forward import chunk_gradient_kernel, factors_kernel, read_kernel, update_kernel
 
 try:
@@ -139,6 +140,11 @@ def retained(frames: Tensor, chunk: int, retention: float) -> Tensor | None:
     if retention == 1.0:
         return None
     return torch.pow(retention, (frames.float() / chunk).clamp(max=1.0))[..., None, None, None, None]
+
+
+def packed(weights: FastWeights) -> Tensor:
+    """[..., 3, d, d] in the order W0, W2, W1."""
+    return torch.stack((weights.w0, weights.w2, weights.w1), dim=-3)
 
 
 def row_stride(x: Tensor) -> int:

@@ -3,12 +3,8 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, read_chunks, retained, update
+from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, packed, read_chunks, retained, update
 from nemo_lact.ops.fast_weights import FastWeights
-
-
-def _packed(weights: FastWeights) -> Tensor:
-    return torch.stack((weights.w0, weights.w2, weights.w1), dim=-3).contiguous()  # [..., 3, d, d]
 
 
 class FastChunks:
@@ -24,11 +20,11 @@ class FastChunks:
         self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool,
         anchor: FastWeights | None = None, retention: float = 1.0,
     ):  # fmt: skip
-        self.lengths = _packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
+        self.lengths = packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
         rows, heads, _, width = self.lengths.shape
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
         self.retention = 1.0 if anchor is None else retention
-        self.anchor = _packed(anchor) if self.retention < 1.0 else None
+        self.anchor = packed(anchor) if self.retention < 1.0 else None
         self.sizes = Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
         self.shares = self.sizes.shares(rows * heads, chunk)
@@ -41,8 +37,8 @@ class FastChunks:
 
     def start(self, weights: FastWeights, momentum: FastWeights) -> None:
         """From these on, [R, H, d, d] each."""
-        self.weights.copy_(_packed(weights))
-        self.momentum.copy_(_packed(momentum))
+        self.weights.copy_(packed(weights))
+        self.momentum.copy_(packed(momentum))
         self.halves[0].copy_(self.weights)
 
     def state(self) -> tuple[FastWeights, FastWeights]:

@@ -145,7 +145,7 @@ def update(
         s0, s1, s2 = gain * s0, gain * s1, gain * s2
     w0, w1, w2 = weights.w0, weights.w1, weights.w2  # a branch that gives a named tuple cannot be exported
     if retention < 1.0:
-        kept = torch.pow(retention, (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0))[:, None, None, None]
+        kept = torch.pow(retention, gain)
         w0 = _returned(w0, anchor.w0, kept, learn)
         w1 = _returned(w1, anchor.w1, kept, learn)
         w2 = _returned(w2, anchor.w2, kept, learn)
