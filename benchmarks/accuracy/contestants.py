@@ -1,10 +1,15 @@
-"""The encoders that are compared, of about equal size, and NeMo's model around them."""
+"""The contestants of the fair fights, of about equal size, and NeMo's model around them.
+
+ablation_contestants.py has those that differ from 'LaCT-Conformer' in one thing.
+"""
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from feed import acoustics, faster
+from feed import KINDS, acoustics, faster
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 
@@ -21,23 +26,6 @@ LACT = dict(
     dropout=0.05, dropout_pre_encoder=0.05, dropout_att=0.05,
 )  # fmt: skip
 LACT_CONFORMER = LACT | dict(n_layers=8, macaron=True, conv_kernel_size=9, lact_retention=0.8)
-ENCODERS = {
-    'FastConformer full': CONFORMER | dict(self_attention_model='rel_pos', att_context_size=[-1, -1]),
-    'FastConformer local': CONFORMER | dict(self_attention_model='rel_pos_local_attn', att_context_size=[64, 64]),
-    'LaCT transformer': LACT | dict(n_layers=14),
-    'LaCT-Conformer': LACT_CONFORMER,
-    'LaCT-Conformer, memory not learning': LACT_CONFORMER | dict(adaptation=False),
-    # ablations of LaCT-Conformer
-    'no retention': LACT_CONFORMER | dict(lact_retention=1.0),
-    'chunk 32': LACT_CONFORMER | dict(lact_chunk_size=32),
-    'chunk 512': LACT_CONFORMER | dict(lact_chunk_size=512),
-    'window 16': LACT_CONFORMER | dict(att_context_size=[16, 16]),
-    'window 16, memory not learning': LACT_CONFORMER | dict(att_context_size=[16, 16], adaptation=False),
-    'Muon': LACT_CONFORMER | dict(use_muon=True, base_lr=0.001),
-    'no momentum': LACT_CONFORMER | dict(use_momentum=False),
-    'causal': LACT_CONFORMER | dict(lact_mode='causal'),
-    'base_lr 0.001': LACT_CONFORMER | dict(base_lr=0.001),
-}
 MEL = (-7.5, 4.0)  # about the mean and deviation of log mel features of speech
 
 
@@ -45,6 +33,10 @@ class Contestant(EncDecCTCModelBPE):
     """NeMo's model; batches come as raw speech and get their acoustics on the device."""
 
     augment = True
+
+    def ways(self) -> dict[str, Callable[[], None]]:
+        """Ways to score the model, the first with no name: name -> what sets it up for that."""
+        return {'': lambda: None}
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         sound, lengths, tokens, counts = batch
@@ -57,6 +49,29 @@ class Contestant(EncDecCTCModelBPE):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         # Lightning refuses a fused optimizer, which could scale gradients itself; in bf16 nothing is scaled.
         torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An encoder and how it is trained."""
+
+    encoder: dict  # options of it
+    model: type[Contestant] = Contestant
+    kinds: dict[str, float] = field(default_factory=lambda: KINDS)  # shares of short, middle and long rows
+    interctc: float = 0.3  # weight of InterCTC after half of the layers; 0: none
+    time_masks: int = 5  # of SpecAugment
+    base: str | None = None  # of an ablation: the contestant it is compared with
+
+
+CONTESTANTS = {
+    'FastConformer full': Recipe(CONFORMER | dict(self_attention_model='rel_pos', att_context_size=[-1, -1])),
+    'FastConformer local': Recipe(
+        CONFORMER | dict(self_attention_model='rel_pos_local_attn', att_context_size=[64, 64])
+    ),
+    'LaCT transformer': Recipe(LACT | dict(n_layers=14), base='LaCT-Conformer'),  # no convolution, no macaron
+    'LaCT-Conformer': Recipe(LACT_CONFORMER),
+    'LaCT-Conformer, memory not learning': Recipe(LACT_CONFORMER | dict(adaptation=False), base='LaCT-Conformer'),
+}
 
 
 @torch.no_grad()
@@ -89,7 +104,9 @@ def tokenizer(texts: list[str], folder: Path, size: int = 256) -> Path:
     return folder
 
 
-def config(encoder: dict, tokenizer_dir: Path, lr: float, steps: int) -> OmegaConf:
+def config(recipe: Recipe, encoder: dict, tokenizer_dir: Path, lr: float, steps: int) -> OmegaConf:
+    """NeMo's, of a recipe whose encoder options may have been changed into `encoder`."""
+    middle = dict(loss_weights=[recipe.interctc], apply_at_layers=[encoder['n_layers'] // 2 - 1])
     return OmegaConf.create(
         dict(
             sample_rate=16000, log_prediction=False, ctc_reduction='mean_volume', skip_nan_grad=False,
@@ -101,15 +118,15 @@ def config(encoder: dict, tokenizer_dir: Path, lr: float, steps: int) -> OmegaCo
                 log=True, frame_splicing=1, dither=1e-5, pad_to=0, pad_value=0.0,
             ),
             spec_augment=dict(
-                _target_='nemo.collections.asr.modules.SpectrogramAugmentation', freq_masks=2, time_masks=5,
-                freq_width=27, time_width=0.04,
+                _target_='nemo.collections.asr.modules.SpectrogramAugmentation', freq_masks=2,
+                time_masks=recipe.time_masks, freq_width=27, time_width=0.04,
             ),
             encoder=encoder,
             decoder=dict(
                 _target_='nemo.collections.asr.modules.ConvASRDecoder', feat_in=encoder['d_model'], num_classes=-1,
                 vocabulary=[],
             ),
-            interctc=dict(loss_weights=[0.3], apply_at_layers=[encoder['n_layers'] // 2 - 1]),
+            interctc=middle if recipe.interctc else None,
             optim=dict(
                 name='adamw', lr=lr, betas=[0.9, 0.98], weight_decay=1e-3, fused=True,
                 sched=dict(name='CosineAnnealing', warmup_steps=min(300, steps // 8), min_lr=lr / 100, max_steps=steps),

@@ -27,11 +27,15 @@ class Batches(torch.utils.data.IterableDataset):
         steps: batches in all, over all workers.
         weights: source -> how much more often than its share of the speech; others 1.
         longest: seconds of a long row.
+        kinds: shares of the batches with short, middle and long rows.
     """
 
-    def __init__(self, rows, tokens, steps: int, minutes: float, weights: dict[str, float], longest: float, seed: int):
+    def __init__(
+        self, rows, tokens, steps: int, minutes: float, weights: dict[str, float], longest: float, seed: int,
+        kinds: dict[str, float] = KINDS,
+    ):  # fmt: skip
         self.rows, self.tokens, self.steps, self.minutes = rows, tokens, steps, minutes
-        self.longest, self.seed = longest, seed
+        self.longest, self.seed, self.kinds = longest, seed, kinds
         self.people: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             self.people.setdefault(row['speaker'], []).append(i)
@@ -48,7 +52,7 @@ class Batches(torch.utils.data.IterableDataset):
             yield self._batch(rng, early=step < SHORT_ONLY * self.steps)
 
     def _batch(self, rng: random.Random, early: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kind = 'short' if early else rng.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = 'short' if early else rng.choices(list(self.kinds), list(self.kinds.values()))[0]
         budget = self.minutes * 60 * RATE
         if kind == 'short':
             # Like lengths together: from twice as many rows as needed a stretch of the sorted ones.

@@ -5,6 +5,7 @@ length hold the same words. A LaCT model is scored twice, its memory learning an
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,31 @@ def _join(part: list) -> dict:
     return dict(sound=sound, samples=len(sound), text=text, speaker=part[0][0]['speaker'])
 
 
-def test_sets(corpus: Path, most: float) -> dict[str, tuple[list[dict], bool]]:
-    """Name -> rows and whether they get noise."""
+def plan(corpus: Path, only: Sequence[str] = ()) -> dict[str, tuple[str, int, bool]]:
+    """Name of each test set -> its shards, seconds of its sessions (0: utterances), and whether it gets noise.
+
+    Args:
+        only: names, or beginnings of names, of those wanted; none: all.
+
+    Raises:
+        ValueError: one of `only` is the beginning of no name.
+    """
+    sets = {}
+    for path in sorted(corpus.glob('test-*.jsonl')):
+        if not path.stem.startswith('test-voice'):
+            sets[f'{path.stem[5:]}, utterances'] = (path.stem, 0, False)
+            sets[f'{path.stem[5:]}, sessions of 2 min'] = (path.stem, 120, False)
+    for kind in ('clean', 'noisy'):
+        for name, seconds in {'utterances': 0, **SESSIONS}.items():
+            sets[f'{name}, {kind}'] = ('test-voice', seconds, kind == 'noisy')
+    for start in only:
+        if not any(name.startswith(start) for name in sets):
+            raise ValueError(f"no test set begins with '{start}'; there are {', '.join(map(repr, sets))}")
+    return {name: s for name, s in sets.items() if not only or name.startswith(tuple(only))}
+
+
+def test_sets(corpus: Path, most: float, only: Sequence[str] = ()) -> Iterator[tuple[str, list[dict], bool]]:
+    """Name, rows, whether they get noise; `most` and `only` as `score` has them."""
 
     def some(rows):  # of every speaker alike
         people, kept = {}, []
@@ -58,18 +82,9 @@ def test_sets(corpus: Path, most: float) -> dict[str, tuple[list[dict], bool]]:
                     seconds += row['samples'] / RATE
         return kept
 
-    voices, sets = some(load(corpus, 'test-voice')), {}
-    for path in sorted(corpus.glob('test-*.jsonl')):
-        if not path.stem.startswith('test-voice'):
-            rows = some(load(corpus, path.stem))
-            sets[f'{path.stem[5:]}, utterances'] = (rows, False)
-            sets[f'{path.stem[5:]}, sessions of 2 min'] = (sessions(rows, 120), False)
-    for noisy in (False, True):
-        kind = 'noisy' if noisy else 'clean'
-        sets[f'utterances, {kind}'] = (voices, noisy)
-        for name, seconds in SESSIONS.items():
-            sets[f'{name}, {kind}'] = (sessions(voices, seconds), noisy)
-    return sets
+    for name, (shards, seconds, noisy) in plan(corpus, only).items():
+        rows = some(load(corpus, shards))
+        yield name, sessions(rows, seconds) if seconds else rows, noisy
 
 
 @torch.inference_mode()
@@ -112,27 +127,31 @@ def count(rows: list[dict], texts: list[str]) -> dict:
     return dict(wer=rates[0], cer=rates[1], words=words, chars=chars)
 
 
-def score(model, corpus: Path, most: float = 1e9, keep=lambda results: None) -> dict:
+def score(
+    model, corpus: Path, most: float = 1e9, keep=lambda results: None, only: Sequence[str] = (), frozen: bool = True
+) -> dict:
     """Set -> counts; of a model with a memory also with it frozen.
 
     Args:
         most: seconds of each set.
         keep: called with what there is after each set.
+        only: names, or beginnings of names, of the sets wanted; none: all.
+        frozen: False leaves out the pass with the memory frozen.
     """
     encoder, results = model.encoder, {}
     learning = getattr(encoder, 'adaptation', None)
     full = getattr(encoder, 'self_attention_model', '') == 'rel_pos' and learning is None
-    for name, (rows, noisy) in test_sets(corpus, most).items():
+    for name, rows, noisy in test_sets(corpus, most, only):
         if full and max(row['samples'] for row in rows) > FULL_ATTENTION_MOST * RATE:
             continue
         texts = transcribe(model, rows, noisy)
         results[name] = count(rows, texts) | (dict(texts=texts) if len(texts) < 200 else {})
         print(f'{name:32s} WER {results[name]["wer"]:.2%}', end='', flush=True)
-        if learning:
+        if learning and frozen:
             encoder.adaptation = False
-            results[f'{name}, frozen'] = frozen = count(rows, transcribe(model, rows, noisy))
+            results[f'{name}, frozen'] = fixed = count(rows, transcribe(model, rows, noisy))
             encoder.adaptation = learning
-            print(f'   frozen {frozen["wer"]:.2%}', end='')
+            print(f'   frozen {fixed["wer"]:.2%}', end='')
         print(flush=True)
         keep(results)
     return results

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from contestants import ENCODERS, Contestant, centre, config, tokenizer
+from ablation_contestants import RECIPES
+from averaging import Average
+from contestants import centre, config, tokenizer
 from corpus import load
 from feed import Batches
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
-from score import score
+from score import plan, score
 
+from nemo_lact import ops
+from nemo_lact.modules.wave_step import fast_memory_problem
 from nemo_lact.schedule import EndWithTime
 
 
@@ -41,9 +45,9 @@ class Clock(pl.Callback):
             self.losses, self.last = [], now
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('contestant', choices=list(ENCODERS))
+    parser.add_argument('contestant', choices=list(RECIPES), metavar='contestant', help='; '.join(RECIPES))
     parser.add_argument('--corpus', type=Path, required=True)
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=3000)
@@ -60,28 +64,55 @@ def main() -> None:
     parser.add_argument('--encoder', nargs='*', default=[], help='overrides, e.g. n_layers=2')
     parser.add_argument('--init', type=Path, help='a .nemo of the same contestant and tokenizer to start from')
     parser.add_argument('--save', action='store_true', help='the model as .nemo')
+    parser.add_argument('--ema', action='store_true', help='average the weights too, and score the average too')
+    parser.add_argument('--ema-decay', type=float, default=0.999)
+    parser.add_argument('--sets', nargs='*', default=[], help='test sets to score, or how their names begin')
     parser.add_argument('--score-seconds', type=float, default=1e9, help='of each test set at most')
     args = parser.parse_args()
+    try:
+        plan(args.corpus, args.sets)
+    except ValueError as wrong:
+        parser.error(f'--sets: {wrong}')
+    return args
+
+
+def memory_that_can_run(encoder, device) -> str:
+    """Takes back NEMO_LACT_OPS=fast where the kernels cannot run; returns what does."""
+    if hasattr(encoder, 'adaptation') and ops.implementation() == 'fast':
+        memory = encoder.layers[0].mixer.memory
+        problem = fast_memory_problem(encoder.config, memory, torch.bfloat16, torch.device(device))
+        if problem:
+            print(f'the fast memory cannot run: {problem}. So NEMO_LACT_OPS=auto', flush=True)
+            ops.use_implementation('auto')
+    return ops.implementation()
+
+
+def main() -> None:
+    args = parsed()
     pl.seed_everything(args.seed)
+    recipe = RECIPES[args.contestant]
     rows = [row for row in load(args.corpus, 'train') if row['source'] not in args.leave_out]
     texts = sorted({row['text'] for row in load(args.corpus, 'train')})
-    encoder = OmegaConf.merge(ENCODERS[args.contestant], OmegaConf.from_dotlist(args.encoder))
-    cfg = config(OmegaConf.to_container(encoder), tokenizer(texts, args.corpus / 'tokenizer'), args.lr, args.steps)
+    encoder = OmegaConf.to_container(OmegaConf.merge(recipe.encoder, OmegaConf.from_dotlist(args.encoder)))
+    cfg = config(recipe, encoder, tokenizer(texts, args.corpus / 'tokenizer'), args.lr, args.steps)
     gpu = torch.cuda.is_available()
     clock = Clock(every=max(1, min(100, args.steps // 10)))
+    average = Average(args.ema_decay) if args.ema else None
     trainer = pl.Trainer(
         accelerator='gpu' if gpu else 'cpu', devices=1, precision='bf16-mixed' if gpu else 32, max_steps=args.steps,
         gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        callbacks=[clock, EndWithTime()], max_time=dict(seconds=args.limit) if args.limit else None,
+        callbacks=[clock, EndWithTime(), *([average] if average else [])],
+        max_time=dict(seconds=args.limit) if args.limit else None,
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False, log_every_n_steps=10**9,
     )  # fmt: skip
-    model = Contestant(cfg, trainer=trainer)
+    model = recipe.model(cfg, trainer=trainer)
     centre(model)
     if args.init:
         model.load_state_dict(EncDecCTCModelBPE.restore_from(str(args.init), map_location='cpu').state_dict())
+    memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
     weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
     tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
-    batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed)
+    batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed, recipe.kinds)
     model._train_dl = torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=4 if args.workers else None
     )
@@ -100,17 +131,29 @@ def main() -> None:
         model.save_to(str(args.output / f'{name}.nemo'))
         model.float()
     report = dict(
-        contestant=args.contestant, parameters=sum(p.numel() for p in model.parameters()), steps=trainer.global_step,
-        planned_steps=args.steps, train_seconds=took, seed=args.seed, minutes=args.minutes, longest=args.longest,
-        lr=args.lr, overrides=args.encoder, sources=sorted({row['source'] for row in rows}), weights=weights,
+        contestant=args.contestant, base=recipe.base, parameters=sum(p.numel() for p in model.parameters()),
+        steps=trainer.global_step, planned_steps=args.steps, train_seconds=took, seed=args.seed, minutes=args.minutes,
+        longest=args.longest, lr=args.lr, overrides=args.encoder, weights=weights, memory=memory,
+        sources=sorted({row['source'] for row in rows}),
         hours=sum(row['samples'] for row in rows) / 16000 / 3600, log=clock.history,
         gpu_gib=torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
-        device=torch.cuda.get_device_name() if gpu else 'cpu',
+        device=torch.cuda.get_device_name() if gpu else 'cpu', scores={}, passes={},
     )  # fmt: skip
-    path = args.output / f'{name}.json'
-    score(
-        model, args.corpus, args.score_seconds, lambda scores: path.write_text(json.dumps(report | dict(scores=scores)))
-    )
+
+    def scored(way: str, set_up, **options) -> None:
+        def keep(scores):
+            report.update({'scores': scores} if not way else {'passes': report['passes'] | {way: scores}})
+            (args.output / f'{name}.json').write_text(json.dumps(report))
+
+        print(f'--- {way}' if way else '---', flush=True)
+        set_up()
+        score(model, args.corpus, args.score_seconds, keep, args.sets, **options)
+
+    for way, set_up in model.ways().items():
+        scored(way, set_up)
+    if average:
+        average.give(model)
+        scored('averaged weights', model.ways()[''], frozen=False)
 
 
 if __name__ == '__main__':
