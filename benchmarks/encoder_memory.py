@@ -9,7 +9,10 @@ torch.cuda.max_memory_allocated. Needs a CUDA GPU.
 import argparse
 import json
 import platform
+import shlex
+import sys
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -49,29 +52,29 @@ def peak_gib(options: dict, batch: int, dtype, frames: int = 1670) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', help='JSON file to write')
+    parser.add_argument('--precisions', nargs='*', default=['bf16-mixed', '32'], choices=['bf16-mixed', '32'])
     args = parser.parse_args()
-    rows = []
-    for name, options in SIZES.items():
-        for precision, dtype in (('32', None), ('bf16-mixed', torch.bfloat16)):
-            for batch in (8, 16, 32, 64):
-                try:
-                    peak = round(peak_gib(options, batch, dtype), 2)
-                except torch.cuda.OutOfMemoryError:
-                    peak = None
-                torch.cuda.empty_cache()
-                rows.append(dict(model=name, precision=precision, batch=batch, seconds=16.7, peak_gib=peak))
-                print(rows[-1], flush=True)
     report = {
         'device': torch.cuda.get_device_name(),
         'torch': torch.__version__,
         'python': platform.python_version(),
         'date': date.today().isoformat(),
-        'command': 'python benchmarks/encoder_memory.py',
-        'rows': rows,
+        'command': shlex.join(['python', *sys.argv]),
+        'rows': [],
     }
-    if args.output:
-        with open(args.output, 'w') as file:
-            json.dump(report, file, indent=1)
+    precisions = {'32': None, 'bf16-mixed': torch.bfloat16}
+    for precision in args.precisions:
+        for name, options in SIZES.items():
+            for batch in (8, 16, 32, 64):
+                try:
+                    peak = round(peak_gib(options, batch, precisions[precision]), 2)
+                except torch.cuda.OutOfMemoryError:
+                    peak = None
+                torch.cuda.empty_cache()
+                report['rows'].append(dict(model=name, precision=precision, batch=batch, seconds=16.7, peak_gib=peak))
+                print(report['rows'][-1], flush=True)
+                if args.output:  # a run cut short keeps what it has
+                    Path(args.output).write_text(json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':

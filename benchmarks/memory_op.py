@@ -94,13 +94,14 @@ def work(chunks: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--upstream', type=Path, help='a checkout of github.com/a1600012888/LaCT')
+    parser.add_argument('--chunks', type=int, nargs='*', default=[1, 4])
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--commit', help='what to record where there is no git checkout')
     parser.add_argument('--output', type=Path)
     args = parser.parse_args()
     report = dict(device=torch.cuda.get_device_name(), date=date.today().isoformat(), commit=args.commit or commit(),
                   ceiling_tflops=ceiling(), command=shlex.join(['python', *sys.argv]), rows=[])  # fmt: skip
-    for chunks in (1, 4):
+    for chunks in args.chunks:
         torch._dynamo.reset()  # upstream for these sizes, not for any
         data = arguments(chunks)
         runs = {'reference': ours(lact_swiglu_reference, data), 'fast': ours(fast.lact_swiglu_fast, data)}
