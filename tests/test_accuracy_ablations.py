@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,198 @@ def test_an_ablation_trains_and_is_scored(corpus, monkeypatch, tmp_path, name):
     expected = {'utterances, clean'} if RECIPES[name].encoder.get('adaptation') is False else learning
     assert set(report['scores']) == expected
     assert set(report['passes']) == ({'causal'} if name == 'both modes' else set())
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_scored_and_lie_between_the_first_and_the_last(corpus, monkeypatch, tmp_path):
+    import averaging
+
+    found = {}
+    give = averaging.Average.give
+
+    def kept(self, model):
+        found['last'] = model.encoder.norm_out.weight.detach().clone()
+        give(self, model)
+        found['average'] = model.encoder.norm_out.weight.detach().clone()
+
+    monkeypatch.setattr(averaging.Average, 'give', kept)
+    report = train(monkeypatch, corpus, tmp_path, BASE, '--ema', '--lr', '1e-2', '--steps', '3')
+    assert set(report['passes']) == {'averaged weights'}
+    assert set(report['passes']['averaged weights']) == {'utterances, clean'}  # not frozen again
+    first = torch.ones_like(found['last'])  # a norm's
+    moved, average = found['last'] - first, found['average'] - first
+    assert moved.abs().max() > 1e-3 and average.norm() < moved.norm() and (average * moved).sum() > 0
+
+
+def test_the_average_forgets_the_first_weights_of_a_short_run():
+    from averaging import Average
+
+    average, weights = Average(0.999), [torch.zeros(3)]
+    for n in range(1, 101):
+        average._step(weights, [torch.ones(3)], torch.tensor(n))
+    assert 0.99 < weights[0].min() < 1.0  # with 0.999 from the start it were 0.095
+
+
+def test_unknown_test_sets_are_refused_before_the_training(corpus, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(monkeypatch, corpus, tmp_path, BASE, '--sets', 'utterances', 'kokoro')
+    assert "no test set begins with 'kokoro'" in capsys.readouterr().err
+
+
+def test_a_step_of_the_same_size_for_any_evidence():
+    from ablation_contestants import SameStepMemory
+
+    from nemo_lact.modules.config import LaCTEncoderConfig
+    from nemo_lact.modules.fast_weights import FastWeightMemory
+
+    config = LaCTEncoderConfig.from_kwargs(d_model=16, n_heads=2, num_lact_heads=2, lact_chunk_size=8, use_muon=False)
+    memory = FastWeightMemory(config)
+    q, k, v, x = (torch.randn(2, 12, 16) for _ in range(4))
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    valid[1, 3:] = False  # the rows' chunks hold 8 and 4, 3 and 0 frames
+    seen = []
+    usual = FastWeightMemory._to_learn
+    memory.__class__ = SameStepMemory
+    memory._to_learn = lambda *a: seen.append(SameStepMemory._to_learn(memory, *a)[2]) or usual(memory, *a)
+    memory(x, q, k, v, valid, None, None, True, None, False)
+    share = (seen[0] / usual(memory, x, k, v, None, None)[2])[:, 0, :, 0, 0]
+    assert torch.allclose(share[0], torch.tensor([1.0] * 8 + [2.0] * 4))
+    assert torch.allclose(share[1, :3], torch.full((3,), 8 / 3))
+    assert memory.more is None
+
+
+def test_two_views_agree_with_themselves_and_pull_on_each_other():
+    from ablation_contestants import disagreement
+
+    logits = torch.randn(2, 5, 4, requires_grad=True)
+    same = torch.cat([logits[:1], logits[:1]]).log_softmax(-1)
+    assert disagreement(same, torch.tensor([5, 5])).abs() < 1e-6
+    p, q = logits.log_softmax(-1)
+    expected = 0.5 * ((p.exp() * (p - q)).sum(-1) + (q.exp() * (q - p)).sum(-1))[:3].sum()  # 3 frames of 5 are valid
+    found = disagreement(torch.stack([p, q]), torch.tensor([3, 3]))
+    assert torch.allclose(found, expected)
+    (gradient,) = torch.autograd.grad(found, logits)
+    # Of KL(fixed p || q) by the logits of q: q - p, and by those of p nothing.
+    assert torch.allclose(gradient[1, :3], 0.5 * (q.exp() - p.exp())[:3], atol=1e-6)
+    assert torch.allclose(gradient[0], -gradient[1], atol=1e-6) and gradient[:, 3:].abs().max() == 0
+
+
+def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
+    import ablation_contestants
+
+    seen = []
+    set_mode = ablation_contestants.BothModes._set
+
+    def noted(self, causal):
+        set_mode(self, causal)
+        config = self.encoder.config
+        seen.append((causal, config.lact_mode, self.encoder.att_context_size, not config.not_streaming()))
+
+    monkeypatch.setattr(ablation_contestants.BothModes, '_set', noted)
+    train(monkeypatch, corpus, tmp_path, 'both modes', '--steps', '4')
+    assert seen[-2:] == [(False, 'bidirectional', [64, 64], False), (True, 'causal', [64, 0], True)]  # while scored
+    assert {entry[0] for entry in seen[:4]} == {True, False} and all(entry in seen[-2:] for entry in seen)
+
+
+def test_the_runner_leaves_out_nobody():
+    from ablations import everyone
+
+    runs = everyone()
+    assert {run.contestant for run in runs} == {name for name, r in RECIPES.items() if r.base} | {BASE}
+    assert [run.seed for run in runs if run.contestant == BASE] == [0, 1]
+    assert len({run.name for run in runs}) == len(runs)
+
+
+PRETENDED = """
+    import sys, time
+    name = sys.argv[1]
+    time.sleep(0.3)
+    print('     1 loss    5.000', flush=True)
+    print(*sys.argv[1:], flush=True)
+    time.sleep({'long': 60, 'quick': 0.1}.get(name, 0.6))
+    sys.exit(3 if name == 'wrong' else 0)
+"""
+
+
+@pytest.fixture
+def runner(monkeypatch, tmp_path):
+    """ablations.py, its training a script of a second."""
+    import ablations
+
+    script = tmp_path / 'pretended.py'
+    script.write_text(textwrap.dedent(PRETENDED))
+    monkeypatch.setattr(ablations, 'TRAIN', script)
+    monkeypatch.setattr(ablations.os, 'environ', dict(ablations.os.environ, CUDA_VISIBLE_DEVICES=''))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['ablations.py', '--output', str(tmp_path / 'out'), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            ablations.main()
+        return ended.value.code
+
+    return run
+
+
+def test_runs_go_side_by_side_after_the_first_and_a_failure_stops_nobody(runner, tmp_path, capsys):
+    code = runner('--contestants', 'a:7', 'b', 'wrong', 'c', '--at-once', '2', '--steps', '5', '--sets', 'x, y', 'z')
+    said = capsys.readouterr().out
+    assert code == 1 and 'wrong-0: error, exit status 3' in said and 'failed: wrong-0' in said
+    assert [m for m in re.findall(r'(\w+-\d) begins', said)] == ['a-7', 'b-0', 'wrong-0', 'c-0']
+    begun = {m[1]: float(m[0]) for m in re.findall(r'(\d+) s  (\w+-\d) begins', said)}
+    assert said.index('b-0 begins') < said.index('a-7: ') and begun['b-0'] >= 0
+    out = tmp_path / 'out'
+    assert f'a --seed 7 --output {out} --steps 5 --sets x, y z' in (out / 'a-7.log').read_text()
+    assert (out / 'c-0.log').read_text().count('loss') == 1
+
+
+def test_what_finds_no_time_is_ended_or_left_out_and_named(runner, capsys):
+    assert runner('--contestants', 'quick', 'long', 'later', '--time', '4') == 0
+    said = capsys.readouterr().out
+    assert 'ended: the time is over: long-0' in said and 'left out: too little time: later-0' in said
+    assert 'failed' not in said
+
+
+def made(name, seed, wer, base=BASE, passes=None, sets=('utterances, clean', '30 s, clean')) -> dict:
+    """A report of train.py: `wer` errors in each of 20 rows of 10 words, one less with the memory learning."""
+    def scores(errors):
+        return dict(wer=errors / 10, words=[[errors + i % 2, 10] for i in range(20)], texts=['x'])
+
+    results = {s + f: scores(wer + more) for s in sets for f, more in (('', 0), (', frozen', 1))}
+    return dict(contestant=name, base=base, seed=seed, parameters=13_000_000, steps=100, log=[dict(step=100, loss=1.5)],
+                scores=results, passes={way: {s: scores(e) for s in sets} for way, e in (passes or {}).items()})
+
+
+def test_a_folder_of_ablations_has_tables_of_its_own(monkeypatch, tmp_path):
+    import report
+
+    folder = tmp_path / 'runs'
+    folder.mkdir()
+    reports = [
+        made(BASE, 0, 2, base=None, passes={'averaged weights': 1}), made(BASE, 1, 4, base=None),
+        made('no convolution', 0, 6), made('both modes', 0, 3, passes={'causal': 7}),
+        made('window 16', 0, 3, sets=('utterances, clean',)),
+    ]  # fmt: skip
+    for r in reports:
+        (folder / f'{r["contestant"]}-{r["seed"]}.json').write_text(json.dumps(r))
+    monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    monkeypatch.setattr(sys, 'argv', ['report.py', '--keep', str(folder), '--name', 'ablations'])
+    report.main()
+    kept = json.loads((tmp_path / f'results/ablations/{BASE}-0.json').read_text())
+    assert 'texts' not in kept['passes']['averaged weights']['utterances, clean']
+    part = (tmp_path / 'docs/accuracy.md').read_text().split('## Ablations')[1]
+    wer, against, learning, averaged = tables = re.findall(r'(?:^\|.*\n)+', part, re.M)
+    cells = {t: {row.split(' | ')[0][2:]: row.split(' | ')[1:] for row in t.splitlines()[2:]} for t in tables}
+    names = [BASE, f'{BASE}, seed 0', f'{BASE}, seed 1']
+    names += ['both modes', 'both modes, causal', 'no convolution', 'window 16']
+    assert list(cells[wer]) == names and list(cells[against]) == names[1:]
+    assert cells[wer][BASE][:3] == ['13.0M', '100', '1.50'] and cells[wer][BASE][3].startswith('35.0 (')
+    assert cells[wer]['window 16'][4] == ' |'  # not scored
+    # 6.5 errors a row against 3.5: as 6 to 3 where all drawn rows are even ones, 7 to 4 where all are odd
+    value, low, high = map(float, re.findall(r'[+-][0-9.]+', cells[against]['no convolution'][0]))
+    assert value == 85.7 and 75 < low < value < high < 100
+    assert cells[against][f'{BASE}, seed 0'][0].startswith('-28.6%')
+    assert cells[against]['both modes, causal'][0].startswith('+114.3%')
+    assert cells[learning]['no convolution'][0].startswith('-13.3%') and 'both modes, causal' not in cells[learning]
+    assert list(cells[averaged]) == [f'{BASE}, seed 0'] and cells[averaged][f'{BASE}, seed 0'][0].startswith('-40.0%')

@@ -10,13 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
-from nemo_lact.bootstrap import rate, relative_difference
+from ablation_tables import ablation_tables
+from tables import FROZEN, gain, percent, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results/accuracy'
-FROZEN = ', frozen'
 
 
 def keep(folder: Path, name: str) -> None:
@@ -24,31 +22,11 @@ def keep(folder: Path, name: str) -> None:
     (RESULTS / name).mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob('*.json')):
         report = json.loads(path.read_text())
-        for scores in report.get('scores', {}).values():
-            scores.pop('texts', None)
-            scores.pop('chars', None)
+        for results in (report.get('scores', {}), *report.get('passes', {}).values()):
+            for scores in results.values():
+                scores.pop('texts', None)
+                scores.pop('chars', None)
         (RESULTS / name / path.name).write_text(json.dumps(report, separators=(',', ':')) + '\n')
-
-
-def percent(scores: dict | None) -> str:
-    """WER with its 95% interval over the rows."""
-    if scores is None:
-        return ''
-    errors, words = np.array(scores['words']).T
-    value, low, high = rate(errors, words)
-    return f'{100 * value:.1f}' + (f' ({100 * low:.1f} to {100 * high:.1f})' if low is not None else '')
-
-
-def gain(learning: dict, frozen: dict) -> str:
-    """Change of the errors by learning, relative, with its 95% interval."""
-    errors, base = (np.array(s['words'])[:, 0] for s in (learning, frozen))
-    value, low, high = relative_difference(errors, base)
-    return f'{100 * value:+.1f}%' + (f' ({100 * low:+.1f} to {100 * high:+.1f})' if low is not None else '')
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def section(folder: Path) -> str:
@@ -56,6 +34,8 @@ def section(folder: Path) -> str:
     parts = [f'## {folder.name.capitalize()}\n']
     if (folder / 'notes.md').exists():
         parts.append((folder / 'notes.md').read_text())
+    if sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
+        return '\n'.join(parts + ablation_tables(reports))
     rows = [
         [
             r['contestant'], f'{r["parameters"] / 1e6:.1f}M', f'{r["steps"]} of {r["planned_steps"]}',

@@ -143,7 +143,9 @@ def main() -> None:
     def scored(way: str, set_up, **options) -> None:
         def keep(scores):
             report.update({'scores': scores} if not way else {'passes': report['passes'] | {way: scores}})
-            (args.output / f'{name}.json').write_text(json.dumps(report))
+            part = args.output / f'{name}.part'  # the run may be ended at any moment
+            part.write_text(json.dumps(report))
+            part.replace(args.output / f'{name}.json')
 
         print(f'--- {way}' if way else '---', flush=True)
         set_up()

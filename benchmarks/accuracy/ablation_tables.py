@@ -1,0 +1,92 @@
+"""Tables of a folder of ablations: WER, against the base, learning against frozen, averaged weights."""
+
+from statistics import mean
+
+from tables import FROZEN, gain, percent, table
+
+AVERAGED = 'averaged weights'  # the pass of train.py --ema
+
+
+def ablation_tables(reports: list[dict]) -> list[str]:
+    """Parts of the page. A contestant of several seeds has a row of their mean, and a row of each seed."""
+    base = next(r['base'] for r in reports if r['base'])
+    rows = _rows(reports)
+    names = [n for n in max((scores for _, _, scores in rows), key=len, default={}) if not n.endswith(FROZEN)]
+    of_base = next((scores for name, _, scores in rows if name == base), None)
+    steps = sorted({r['steps'] for r in reports})
+    head = ['ablation', 'parameters', 'steps', 'loss', *names]
+    parts = [
+        f'{len(reports)} runs of {"-".join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps. WER in %, with 95% '
+        'bootstrap intervals over the rows of a set; the loss is the last in training, which is not the same quantity '
+        'in all (InterCTC, two views, length of the rows).\n',
+        table(head, [[name, *_sizes(own), *(percent(scores.get(n)) for n in names)] for name, own, scores in rows]),
+    ]
+    if of_base is not None:
+        against = [
+            [name, *(gain(scores.get(n), of_base.get(n)) for n in names)] for name, _, scores in rows if name != base
+        ]
+        parts += [
+            f'Errors against {base} (less than 0: fewer), the same rows drawn for both. Its seeds, each against their '
+            'mean, show how much is chance; an interval over the rows does not hold that:\n',
+            table(['ablation', *names], against),
+        ]
+    learning = [
+        [name, *(gain(scores.get(n), scores.get(n + FROZEN)) for n in names)]
+        for name, _, scores in rows
+        if any(n.endswith(FROZEN) for n in scores)
+    ]
+    if learning:
+        parts += [
+            'Errors with the memory learning against frozen, the same weights:\n',
+            table(['ablation', *names], learning),
+        ]
+    averaged = [
+        [r['contestant'] + _seed(r, reports), *(gain(r['passes'][AVERAGED].get(n), r['scores'].get(n)) for n in names)]
+        for r in reports
+        if AVERAGED in r.get('passes', {})
+    ]
+    if averaged:
+        parts += [
+            'Errors with averaged weights against the last ones of the same run:\n',
+            table(['ablation', *names], averaged),
+        ]
+    return parts
+
+
+def _rows(reports: list[dict]) -> list[tuple[str, list[dict], dict]]:
+    """Name, its reports, its scores: the base first, then by contestant; each way to score is a row."""
+    groups: dict[str, list[dict]] = {}
+    for r in sorted(reports, key=lambda r: (r['base'] is not None, r['contestant'], r['seed'])):
+        groups.setdefault(r['contestant'], []).append(r)
+    rows = []
+    for name, own in groups.items():
+        rows.append((name, own, mean_of_seeds([r['scores'] for r in own])))
+        if len(own) > 1:
+            rows += [(f'{name}, seed {r["seed"]}', [r], r['scores']) for r in own]
+        for way in sorted({way for r in own for way in r.get('passes', {})} - {AVERAGED}):
+            rows.append((f'{name}, {way}', own, mean_of_seeds([r['passes'][way] for r in own if way in r['passes']])))
+    return rows
+
+
+def mean_of_seeds(seeds: list[dict]) -> dict:
+    """Set -> errors of each row as their mean over the seeds; sets that all of them have, with the same rows."""
+    found = {}
+    for name in seeds[0]:
+        words = [s[name]['words'] for s in seeds if name in s]
+        counts = [[n for _, n in rows] for rows in words]
+        if len(words) == len(seeds) and all(c == counts[0] for c in counts):
+            found[name] = dict(words=[[mean(e for e, _ in row), row[0][1]] for row in zip(*words)])
+    return found
+
+
+def _sizes(own: list[dict]) -> list[str]:
+    loss = [r['log'][-1]['loss'] for r in own if r['log']]
+    steps = sorted({r['steps'] for r in own})
+    return [
+        f'{own[0]["parameters"] / 1e6:.1f}M', ' and '.join(map(str, steps)), f'{mean(loss):.2f}' if loss else ''
+    ]  # fmt: skip
+
+
+def _seed(report: dict, reports: list[dict]) -> str:
+    several = sum(r['contestant'] == report['contestant'] for r in reports) > 1
+    return f', seed {report["seed"]}' if several else ''

@@ -1,0 +1,34 @@
+"""Cells and tables of docs/accuracy.md."""
+
+import numpy as np
+
+from nemo_lact.bootstrap import rate, relative_difference
+
+FROZEN = ', frozen'  # ends the name of a set that was scored with the memory frozen
+
+
+def percent(scores: dict | None) -> str:
+    """WER with its 95% interval over the rows."""
+    if scores is None:
+        return ''
+    errors, words = np.array(scores['words']).T
+    value, low, high = rate(errors, words)
+    return f'{100 * value:.1f}' + (f' ({100 * low:.1f} to {100 * high:.1f})' if low is not None else '')
+
+
+def gain(scores: dict | None, base: dict | None) -> str:
+    """Errors against those of `base` on the same rows, relative, with the 95% interval; empty if one is not there."""
+    if scores is None or base is None:
+        return ''
+    if [n for _, n in scores['words']] != [n for _, n in base['words']]:
+        return 'other rows'
+    errors, base = (np.array(s['words'])[:, 0] for s in (scores, base))
+    value, low, high = relative_difference(errors, base)
+    if value is None:  # the base has no errors
+        return '-'
+    return f'{100 * value:+.1f}%' + (f' ({100 * low:+.1f} to {100 * high:+.1f})' if low is not None else '')
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
