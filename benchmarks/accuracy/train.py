@@ -62,7 +62,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('--weights', nargs='*', default=[], help='source=factor')
     parser.add_argument('--leave-out', nargs='*', default=[], help='sources not to train on')
     parser.add_argument('--encoder', nargs='*', default=[], help='overrides, e.g. n_layers=2')
-    parser.add_argument('--compile', action='store_true', help='compile=true for LaCT; NeMo\'s encoder has no such option')
+    parser.add_argument('--compile', action='store_true', help='compile=true for LaCT; NeMo has no such option')
     parser.add_argument('--init', type=Path, help='a .nemo of the same contestant and tokenizer to start from')
     parser.add_argument('--save', action='store_true', help='the model as .nemo')
     parser.add_argument('--ema', action='store_true', help='average the weights too, and score the average too')
