@@ -6,6 +6,26 @@ from tables import FROZEN, gain, percent, table
 
 AVERAGED = 'averaged weights'  # the pass of train.py --ema
 
+MEANING = {
+    'LaCT transformer': 'neither convolution nor macaron, 14 layers',
+    'no convolution': 'wider feed-forwards instead',
+    'no macaron': 'one feed-forward of twice the width',
+    'no retention': '`lact_retention` 1 where the base has 0.8',
+    'chunk jitter': 'in training a chunk of 32, 64, 128 or 256 frames at each step; scored at 128',
+    'Muon': 'orthogonalised steps with `base_lr` 0.001',
+    'rotary memory': '`ttt_nope: false`',
+    'same step for any evidence': 'a step is a sum over the frames of a chunk and so grows with them; here it is '
+    'divided by the share of the chunk that is filled, so that an utterance of 3 s moves the memory as far as 10 s',
+    'no long rows': 'half of the batches of rows of one utterance, half of rows of 16 s (base: 35% and 35%, 30% long)',
+    'more long rows': '60% of the batches of long rows',
+    'causal': '`lact_mode: causal`, window and convolutions hear frames to come',
+    'streaming': 'causal memory, window [64, 0], causal convolutions and front end',
+    'both modes': 'one model; convolutions and front end causal, at each step either bidirectional with window '
+    '[64, 64] or as "streaming"; scored in both',
+    'CR-CTC': 'two masked views of half the rows, 0.2 × symmetric KL divergence between them, 12 time masks (base: 5)',
+    'dropout 0.1': 'all three dropouts (base: 0.05)',
+}
+
 
 def ablation_tables(reports: list[dict]) -> list[str]:
     """Parts of the page. A contestant of several seeds has a row of their mean, and a row of each seed."""
@@ -19,6 +39,8 @@ def ablation_tables(reports: list[dict]) -> list[str]:
         f'{len(reports)} runs of {"-".join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps. WER in %, with 95% '
         'bootstrap intervals over the rows of a set; the loss is the last in training, which is not the same quantity '
         'in all (InterCTC, two views, length of the rows).\n',
+        '\n'.join(f'- {name}: {MEANING[name]}' for name in MEANING if any(r['contestant'] == name for r in reports)),
+        '',
         table(head, [[name, *_sizes(own), *(percent(scores.get(n)) for n in names)] for name, own, scores in rows]),
     ]
     if of_base is not None:

@@ -14,17 +14,18 @@ class Average(pl.Callback):
     """
 
     def __init__(self, decay: float):
-        self.decay, self.average = decay, None
+        self.decay, self.average, self.steps = decay, None, 0
 
     def on_train_start(self, trainer, model):
         self.average = AveragedModel(_parts(model), multi_avg_fn=self._step)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.average.update_parameters(_parts(model))
+        self.steps += 1
 
     @torch.no_grad()
-    def _step(self, average, current, steps) -> None:
-        n = int(steps)  # counted on the CPU
+    def _step(self, average, current, _) -> None:
+        n = self.steps  # and not torch's count, which is on the GPU: to read it would wait for the step to end
         torch._foreach_lerp_(average, current, 1 - min(self.decay, (1 + n) / (10 + n)))
 
     def give(self, model) -> None:
