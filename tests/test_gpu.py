@@ -8,6 +8,7 @@ import torch
 
 from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
+from nemo_lact.modules.fused_step import why_not_fused_step
 from nemo_lact.ops import cuda_graphs, fast
 from nemo_lact.state import LaCTState
 
@@ -187,6 +188,74 @@ def test_all_layers_at_once_follow_fp32(pair, contract, dtype):
     contract(f'{str(dtype)[6:]}, all layers at once = fp32 on GPU (relative)', errors['auto'], 5e-2)
     # The memory's own error hangs on the dtype; all layers at once must not have more.
     contract('memory, all layers at once, against layer by layer', errors['auto memory'] / errors['off memory'], 1.5)
+
+
+STREAMING = dict(d_model=384, n_layers=3, n_heads=6, num_lact_heads=2, lact_chunk_size=32, lact_mode='causal',
+                 causal_downsampling=True, dropout=0.0, dropout_pre_encoder=0.0)  # fmt: skip
+STREAMS = [
+    dict(att_context_size=[130, 12], att_context_style='chunked_limited'),
+    dict(att_context_size=[20, 0], conv_kernel_size=9, conv_context_size='causal', macaron=True, lact_retention=0.8),
+]
+
+
+def streamed(encoder, through):
+    """Five streams that begin one after another and learn at different steps; one begins anew, one ends early.
+
+    through: 'stream_step', that 'in place', or NeMo's 'caches', these 'in place' too. Returns frames, final state.
+    """
+    torch.manual_seed(1)
+    in_place, nemo = 'in place' in through, 'caches' in through
+    encoder.setup_streaming_params(chunk_size=13, shift_size=13)
+    encoder.caches_in_place = in_place
+    again, new = encoder.streaming_cfg.pre_encode_cache_size[1], encoder.streaming_cfg.chunk_size[1]
+    signal = torch.nn.functional.pad(torch.randn(5, 80, 14 * new), (again, 0)).cuda()
+    state, caches, frames = encoder.init_state(5), encoder.get_initial_cache_state(5), []
+    for step in range(14):
+        length = torch.tensor([new if step >= row else 0 for row in range(5)]).cuda()
+        if step == 13:
+            length[2] = 50  # a short step ends a stream
+        part = signal[:, :, step * new : (step + 1) * new + again]
+        if step == 7:
+            state = state.reset([1])
+            for cache, dim in zip(caches, (1, 1, 0)):
+                cache.index_fill_(dim, torch.tensor([1]).cuda(), 0)
+        if nemo:
+            out, count, *caches = encoder.cache_aware_stream_step(part, length + again, *caches, keep_all_outputs=True)
+        else:
+            final = length < new
+            out, count, state = encoder.stream_step(part[:, :, again:], length, state, final, in_place=in_place)
+        frames += [out[row, :, :n] for row, n in enumerate(count.tolist())]
+    state = encoder._unpack(*caches) if nemo else state
+    return torch.cat(frames, dim=1), state
+
+
+@pytest.mark.parametrize('options', STREAMS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_streaming_steps_by_kernels(contract, options, dtype):
+    """As the modules over steps in which chunks fill up; in place, through NeMo's caches and both: the same bits."""
+    encoder = LaCTEncoder(**STREAMING, **options).cuda().eval()
+    with torch.inference_mode():
+        truth, after = streamed(encoder, 'stream_step')
+        with torch.autocast('cuda', dtype=dtype):
+            ops.use_implementation('reference')
+            assert 'reference' in why_not_fused_step(encoder, encoder.init_state(1))
+            near, near_after = streamed(encoder, 'stream_step')
+            ops.use_implementation('auto')
+            assert why_not_fused_step(encoder, encoder.init_state(1)) is None
+            out, state = streamed(encoder, 'stream_step')
+            others = {name: streamed(encoder, name) for name in ('stream_step in place', 'caches', 'caches in place')}
+    contract(f'{str(dtype)[6:]}, streaming steps = fp32 on GPU (relative)', relative(out, truth), 5e-2)
+    ratio = relative(out, truth) / relative(near, truth)
+    contract('streaming steps by kernels, error against that of the modules', ratio, 2)
+    assert all(after.weights[0][:, row].any() for row in range(5))
+    for name in ('weights', 'momentum', 'pending', 'attention', 'convolution'):
+        for a, b, c in zip(*(getattr(s, name) for s in (state, near_after, after)), strict=True):
+            error = relative(a, c) / max(2e-2, relative(b, c))
+            contract('streaming steps by kernels: state, error against that of the modules', error, 2)
+    for way, (same, held) in others.items():
+        assert torch.equal(same, out), way
+        for name in ('weights', 'momentum', 'pending', 'attention', 'convolution'):
+            assert all(torch.equal(a, b) for a, b in zip(getattr(held, name), getattr(state, name), strict=True)), way
 
 
 def gradients(encoder, signal, lengths):

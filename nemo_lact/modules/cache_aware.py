@@ -14,12 +14,20 @@ from nemo.collections.asr.models.configs import CacheAwareStreamingConfig
 from nemo.collections.asr.parts.mixins.streaming import StreamingEncoder
 from torch import Tensor
 
+from nemo_lact.modules.fused_step import why_not_fused_step
 from nemo_lact.modules.streaming import CONTEXT, StreamingMixin, changed, rows_at
 from nemo_lact.state import LaCTState
 
 
 class CacheAwareMixin(StreamingMixin, StreamingEncoder):
-    """What NeMo asks of an encoder that streams. An offline one raises ValueError saying what to change."""
+    """What NeMo asks of an encoder that streams. An offline one raises ValueError saying what to change.
+
+    Attributes:
+        caches_in_place: True: a step may write over the caches it is given; on a GPU that saves a copy of them, in time
+            and memory. For callers that go on with the caches returned only, as NeMo's script and pipelines do.
+    """
+
+    caches_in_place = False
 
     def setup_streaming_params(
         self,
@@ -111,9 +119,12 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
     def _cache_forward(self, audio_signal, length, channel, time, heard, bypass_pre_encode: bool):
         """One step with NeMo's caches: five results as ConformerEncoder gives."""
         self._check_streaming()
+        if not torch.jit.is_tracing() and not channel[0, 0].is_contiguous():
+            channel = channel.contiguous()
         state = self._unpack(channel, time, heard)
         if bypass_pre_encode:
             x, count = audio_signal, length.to(torch.int64).clamp(max=audio_signal.size(1))
+            filled = None if torch.jit.is_tracing() else (state.filled + count).tolist()
             state = changed(state, heard=state.heard + count * self.subsampling_factor)
         else:
             self._check_input(audio_signal)
@@ -122,17 +133,37 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
             new = (length.to(torch.int64) - again).clamp(min=0)
             # NeMo does not say where a stream ends. Its last step is a short one.
             final = new < cfg.chunk_size[1 if again else 0]
-            x, count = self._new_frames(audio_signal.transpose(1, 2), again, new, state, final)
+            x, count, filled = self._new_frames(audio_signal.transpose(1, 2), again, new, state, final)
             state = changed(state, heard=state.heard + new)
         if x.size(1) == 0:
-            x = x.new_zeros(x.size(0), self._feat_out, 0)
+            return x.new_zeros(x.size(0), self._feat_out, 0), count, *self._packed(state, time)
+        if filled is not None and why_not_fused_step(self, state) is None:
+            caches = (channel, time) if self.caches_in_place else self._next_caches(channel, time)
+            x, state = self._stream_fused(x, count, state, self._unpack(*caches, state.heard), filled, None)
+            caches = (*caches, state.heard)
         else:
             x, state = self._stream_layers(x, count, state)
-            # NeMo's pipeline decodes padding: frames that repeat the last one change no CTC text.
-            last = torch.minimum(torch.arange(x.size(2), device=x.device), count[:, None] - 1)
-            x = rows_at(x.transpose(1, 2), last).transpose(1, 2)
+            caches = self._packed(state, time)
+        # NeMo's pipeline decodes padding: frames that repeat the last one change no CTC text.
+        last = torch.minimum(torch.arange(x.size(2), device=x.device), count[:, None] - 1)
+        return rows_at(x.transpose(1, 2), last).transpose(1, 2), count, *caches
+
+    def _next_caches(self, channel: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Caches for a step to write: of the memory, weights and momentum are there already."""
+        if not self.adaptation:
+            return channel.clone(), torch.empty_like(time)
+        new = torch.empty_like(channel)
+        keys = 2 * self.att_context_size[0] * self.d_model
+        matrix = self.config.num_lact_heads * self.config.lact_head_width * self.config.lact_hidden_width
+        settled = keys + (6 if self.config.use_momentum else 3) * matrix
+        gathered = settled + 3 * matrix + self.config.num_lact_heads
+        for part in (slice(keys, settled), slice(gathered, None)):
+            new.flatten(2)[:, :, part].copy_(channel.flatten(2)[:, :, part])
+        return new, torch.empty_like(time)
+
+    def _packed(self, state: LaCTState, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         channel, new_time, heard = self._pack(state)
-        return x, count, channel, new_time if state.convolution else time, heard
+        return channel, new_time if state.convolution else time, heard
 
     def _pack(self, state: LaCTState) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = state.attention

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nemo_lact.modules.fast_weights import memory_of, stacked
+from nemo_lact.modules.fused_step import fused_step, laid_out, pace_of, why_not_fused_step
 from nemo_lact.ops import rotary_tables
 from nemo_lact.state import LaCTState
 
@@ -21,6 +22,7 @@ class StreamingMixin:
         state: LaCTState,
         final: Tensor | bool = False,
         learn: Tensor | None = None,
+        in_place: bool = False,
     ) -> tuple[Tensor, Tensor, LaCTState]:
         """Feed the next features of B streams, each any number of frames; the sum equals the offline output.
 
@@ -30,6 +32,8 @@ class StreamingMixin:
             state: from `init_state(B)` or the step before.
             final: True, or [B] bool: the stream ends here, so that its last frames come out.
             learn: [B] bool, streams whose memory may learn; None: all.
+            in_place: the state given, and what shares its tensors, may be written over: on a GPU that saves a copy of
+                it, in time and memory. Go on with the state returned only.
 
         Returns:
             Encoded [B, D', m], valid [B] of them, state. With several look-aheads the window is `att_context_size`.
@@ -50,30 +54,41 @@ class StreamingMixin:
             here = (length - start).clamp(min=0, max=block)
             ends = final & (length - start <= block)
             # A stream that ended in an earlier block has nothing left to give.
-            out, count, state = self._stream_block(features[:, :, start : start + block], here, state, ends, learn)
+            part = features[:, :, start : start + block]
+            out, count, state = self._stream_block(part, here, state, ends, learn, in_place)
             outputs.append(out)
             counts.append(count)
         if len(outputs) == 1:
             return outputs[0], counts[0], state
         return *_join(outputs, counts), state
 
-    def _stream_block(self, features, length, state, final, learn) -> tuple[Tensor, Tensor, LaCTState]:
+    def _stream_block(self, features, length, state, final, learn, in_place) -> tuple[Tensor, Tensor, LaCTState]:
         kept = state.features[0][0]  # [B, P, F]: the last P frames heard
         features = features.transpose(1, 2)  # [B, n, F]
         together = torch.cat([kept.to(features.dtype), features], dim=1)
-        x, count = self._new_frames(together, kept.size(1), length, state, final)
+        x, count, filled = self._new_frames(together, kept.size(1), length, state, final)
         state = changed(state, features=(_latest(together, kept.size(1), length)[None],), heard=state.heard + length)
         if x.size(1) == 0:
             return x.new_zeros(x.size(0), self._feat_out, 0), count, state
-        x, state = self._stream_layers(x, count, state, learn)
+        if filled is not None and why_not_fused_step(self, state) is None:
+            state = laid_out(state)
+            learns = self.adaptation and max(filled) >= self.config.lact_chunk_size
+            after = state if in_place else self._room(state, learns)
+            x, state = self._stream_fused(x, count, state, after, filled, learn)
+        else:
+            x, state = self._stream_layers(x, count, state, learn)
         return x, count, state
 
     def _new_frames(
         self, features: Tensor, again: int, length: Tensor, state: LaCTState, final: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The encoder frames that `length` [B] new feature frames complete, of whole attention chunks: [B, n, D], [B].
+    ) -> tuple[Tensor, Tensor, list[int] | None]:
+        """The encoder frames that `length` [B] new feature frames complete, of whole attention chunks.
 
         features: [B, again + ., F], of which the first `again` were heard before (or are padding, if less was heard).
+
+        Returns:
+            Frames [B, n, D], valid [B] of them, frames of the unfinished memory chunks if all of these are learned (for
+            the host; None while tracing).
         """
         factor = self.subsampling_factor
         chunk = self.config.att_chunk(tuple(self.att_context_size)) or 1
@@ -85,15 +100,44 @@ class StreamingMixin:
         end = torch.where(final, heard, torch.minimum(heard, (ready - 1) * factor + 1))
         span = ((end - first) * (count > 0)).clamp(min=0)
         if torch.jit.is_tracing():  # a number would be frozen in
-            most, width = self.streaming_cfg.valid_out_len, features.size(1)
-        else:
-            most, width = int(count.max()), int(span.max())
+            most, width, filled = self.streaming_cfg.valid_out_len, features.size(1), None
+        else:  # the host waits for the device here, once a step
+            counts, spans, filled = torch.stack([count, span, state.filled + count]).tolist()
+            most, width = max(counts), max(spans)
         if most == 0:
-            return features.new_zeros(features.size(0), 0, self.d_model), count
+            return features.new_zeros(features.size(0), 0, self.d_model), count, filled
         index = (first - state.heard + again)[:, None] + torch.arange(width, device=features.device)
         x = self.front_end(rows_at(features, index).transpose(1, 2), span)[0]  # [B, ., D]
         skip = state.frames - first // factor
-        return rows_at(x, skip[:, None] + torch.arange(most, device=x.device)), count.clamp(max=most)
+        return rows_at(x, skip[:, None] + torch.arange(most, device=x.device)), count.clamp(max=most), filled
+
+    def _room(self, state: LaCTState, learns: bool) -> LaCTState:
+        """A state for `_stream_fused` to write; learns: a chunk becomes full."""
+
+        def empty(tensors) -> tuple[Tensor, ...]:
+            return tuple(torch.empty_like(t) for t in tensors)
+
+        caches = dict(attention=empty(state.attention), convolution=empty(state.convolution))
+        if self.adaptation:
+            caches['pending'] = empty(state.pending)
+        if learns:  # else nothing moves, and both states may share what they have
+            caches.update({name: tuple(t.clone() for t in getattr(state, name)) for name in ('weights', 'momentum')})
+        return changed(state, **caches)
+
+    def _stream_fused(
+        self, x: Tensor, count: Tensor, before: LaCTState, after: LaCTState, filled: list[int], learn: Tensor | None
+    ) -> tuple[Tensor, LaCTState]:
+        """`_stream_layers` by kernels, where `why_not_fused_step` has no objection; `after` is written."""
+        chunk = self.config.lact_chunk_size
+        pace = pace_of(before, count, learn, chunk, filled)
+        x = fused_step(self, x, before, after, pace)
+        state = changed(
+            after,
+            position=before.position + count,
+            frames=before.frames + count,
+            filled=(before.filled + pace.learned) % chunk if self.adaptation else before.filled,
+        )
+        return self.head(x).transpose(1, 2), state
 
     def _stream_layers(
         self, x: Tensor, length: Tensor, state: LaCTState, learn: Tensor | None = None

@@ -22,9 +22,9 @@ from nemo_lact.ops.rotary import rotary_tables, rotate
 from nemo_lact.ops.streaming import Pending, lact_swiglu_step, settle
 
 try:
-    from nemo_lact.ops import fast, fast_steps, triton_pieces
+    from nemo_lact.ops import fast, fast_steps, triton_pieces, triton_streaming
 except ImportError:  # no Triton
-    fast = fast_steps = triton_pieces = None
+    fast = fast_steps = triton_pieces = triton_streaming = None
 
 __all__ = [
     'FastWeights',
