@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from contestants import CONTESTANTS, LACT_CONFORMER, Contestant, Recipe
+from contestants import CONTESTANTS, LACT_CONFORMER, MEL, Contestant, Recipe
 from torch import Tensor
 
 from nemo_lact import ops
@@ -163,6 +163,7 @@ ABLATIONS = {
     'both modes': replace(but(**STREAMING), model=BothModes),
     'no InterCTC': replace(but(), interctc=0.0),
     'CR-CTC': replace(but(), model=TwoViews, time_masks=12),
+    'masks of the mean': replace(but(), mask_value=MEL[0]),
     'dropout 0.1': but(dropout=0.1, dropout_pre_encoder=0.1, dropout_att=0.1),
 }  # fmt: skip
 RECIPES = CONTESTANTS | ABLATIONS

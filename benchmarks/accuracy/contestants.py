@@ -60,6 +60,7 @@ class Recipe:
     kinds: dict[str, float] = field(default_factory=lambda: KINDS)  # shares of short, middle and long rows
     interctc: float = 0.3  # weight of InterCTC after half of the layers; 0: none
     time_masks: int = 5  # of SpecAugment
+    mask_value: float = 0.0  # of SpecAugment; the features' mean is about MEL[0]
     base: str | None = None  # of an ablation: the contestant it is compared with
 
 
@@ -120,6 +121,7 @@ def config(recipe: Recipe, encoder: dict, tokenizer_dir: Path, lr: float, steps:
             spec_augment=dict(
                 _target_='nemo.collections.asr.modules.SpectrogramAugmentation', freq_masks=2,
                 time_masks=recipe.time_masks, freq_width=27, time_width=0.04,
+                mask_value=recipe.mask_value,
             ),
             encoder=encoder,
             decoder=dict(
