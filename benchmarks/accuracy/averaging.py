@@ -2,7 +2,6 @@
 
 import lightning.pytorch as pl
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 
 class Average(pl.Callback):
@@ -17,21 +16,20 @@ class Average(pl.Callback):
         self.decay, self.average, self.steps = decay, None, 0
 
     def on_train_start(self, trainer, model):
-        self.average = AveragedModel(_parts(model), multi_avg_fn=self._step)
-
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
-        self.average.update_parameters(_parts(model))
-        self.steps += 1
+        self.average = [weight.detach().clone() for weight in _weights(model)]
 
     @torch.no_grad()
-    def _step(self, average, current, _) -> None:
-        n = self.steps  # and not torch's count, which is on the GPU: to read it would wait for the step to end
-        torch._foreach_lerp_(average, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        n = self.steps = self.steps + 1
+        share = 1 - min(self.decay, (1 + n) / (10 + n)) if n > 1 else 1.0
+        torch._foreach_lerp_(self.average, [weight.detach() for weight in _weights(model)], share)
 
+    @torch.no_grad()
     def give(self, model) -> None:
         """The averaged weights to the model."""
-        _parts(model).load_state_dict(self.average.module.state_dict())
+        for weight, averaged in zip(_weights(model), self.average, strict=True):
+            weight.copy_(averaged)
 
 
-def _parts(model) -> torch.nn.ModuleList:
-    return torch.nn.ModuleList([model.encoder, model.decoder])
+def _weights(model) -> list[torch.nn.Parameter]:
+    return [*model.encoder.parameters(), *model.decoder.parameters()]
