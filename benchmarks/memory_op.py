@@ -26,6 +26,7 @@ from speed import ceiling, clock, commit
 from nemo_lact.ops import FastWeights, fast, lact_swiglu_reference, row_length
 
 ROWS, HEADS, WIDTH, CHUNK = 32, 4, 192, 512
+WHO = ('reference', 'fast', 'upstream', 'upstream Triton')
 MORE = 16  # frames for upstream, which does not learn from the last chunk
 
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--upstream', type=Path, help='a checkout of github.com/a1600012888/LaCT')
     parser.add_argument('--chunks', type=int, nargs='*', default=[1, 4])
+    parser.add_argument('--who', nargs='*', choices=WHO, default=WHO, help='upstream Triton tunes for minutes')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--commit', help='what to record where there is no git checkout')
     parser.add_argument('--output', type=Path)
@@ -114,7 +116,8 @@ def main() -> None:
             names = {'upstream': ('ttt_operation', 'block_causal_lact_swiglu')}
             kernel = 'postnorm_block_causal_lact_swiglu_fused_kernel_triton'
             names['upstream Triton'] = ('ttt_operation_fused_kernel', kernel)
-            runs |= {who: upstream(args.upstream, *names[who], data) for who in names}
+            runs |= {who: upstream(args.upstream, *names[who], data) for who in names if who in args.who}
+        runs = {who: run for who, run in runs.items() if who in args.who}
         for backward in (False, True):
             times = {who: [] for who in runs}
             for turn in range(args.rounds + 3):
