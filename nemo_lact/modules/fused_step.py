@@ -96,7 +96,8 @@ def _prepare(layers: StackedLayers):
     with torch.inference_mode(False), torch.no_grad():
         lengths = fast_weights.FastWeights(*(fast_weights.row_length(w) for w in layers.initial))
         lengths = ops.fast_launches.packed(lengths)[..., 0].contiguous()  # [L, H, 3, d]
-    sizes = ops.fast_launches.Sizes(lengths.size(-1), lengths.device)
+    # Nothing in fp16 may be coarser than the modules are in it.
+    sizes = ops.fast_launches.Sizes(lengths.size(-1), lengths.device, precise=layers.dtype == torch.float16)
     return sizes, list(zip(zip(*(w.unbind() for w in layers.initial)), lengths.unbind()))
 
 

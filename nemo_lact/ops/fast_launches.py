@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nemo_lact.ops import newton_schulz_half
 from nemo_lact.ops.fast_weights import FastWeights
+from nemo_lact.ops.newton_schulz import orthogonalise
 from nemo_lact.ops.triton_forward import chunk_gradient_kernel, factors_kernel, read_kernel, update_kernel
 
 try:
@@ -29,10 +30,15 @@ PRODUCTS = torch.float32 if INTERPRETED else torch.bfloat16
 
 
 class Sizes:
-    """Constants of the launches for one head width."""
+    """Constants of the launches for one head width.
 
-    def __init__(self, width: int, device: torch.device):
-        self.width = width
+    precise: orthogonalise in fp32. Rounding of fp16 operands, enlarged some 500 times, is of the size of what bf16
+    products elsewhere do, but several times what fp16 products do.
+    """
+
+    def __init__(self, width: int, device: torch.device, precise: bool = False):
+        self.width, self.precise = width, precise
+        self.fused = width <= FUSED_WIDTH and not precise  # a step of the weights by one kernel
         self.block = max(16, triton.next_power_of_2(width))
         self.products = PRODUCTS
         self.gemm = dict(
@@ -45,7 +51,7 @@ class Sizes:
         self.read = {**self.gemm, 'BLOCK_T': 32, 'num_warps': 4}
         self.update = dict(D=width, BLOCK=tile, num_warps=8)
         self.hopper = None
-        if hopper and not INTERPRETED and torch.cuda.get_device_capability(device)[0] == 9:
+        if hopper and self.fused and not INTERPRETED and torch.cuda.get_device_capability(device)[0] == 9:
             tiles = triton.cdiv(width, 64)
             self.hopper = dict(D=width, NT=tiles, num_warps=4) if tiles <= hopper.MAX_TILES else None
 
@@ -105,7 +111,6 @@ def update(sizes: Sizes, gradient, momentum, weights, lengths, mu, frames, index
     heads = lengths.size(-3)
     rows = frames.size(0) * heads
     m_new, w_new, half, ratio = outs
-    fused = sizes.width <= FUSED_WIDTH
     old = m_new if momentum is None else momentum
     arguments = (
         gradient, old, weights, lengths, mu[:, :, index], frames[:, index], m_new, w_new, half, ratio,
@@ -116,14 +121,18 @@ def update(sizes: Sizes, gradient, momentum, weights, lengths, mu, frames, index
     if muon and sizes.hopper:
         hopper.update_kernel[(rows, 3)](*arguments, **options, **sizes.hopper)
         return
-    update_kernel[(rows, 3)](*arguments, MUON=muon and fused, **options, **sizes.update)
-    if not muon or fused:
+    update_kernel[(rows, 3)](*arguments, MUON=muon and sizes.fused, **options, **sizes.update)
+    if not muon or sizes.fused:
         return
-    # Too wide for one program: the orthogonalisation by batched products, after M was made above.
+    # Too wide for one program, or in fp32: the orthogonalisation by batched products, after M was made above.
     m = m_new.view(-1, sizes.width, sizes.width)
-    size = torch.sqrt((m * m).sum(dim=(-2, -1), keepdim=True) + 1e-14)
-    step = newton_schulz_half.forward((m * (newton_schulz_half.SCALE / size)).half()).float()
-    step = step.view(frames.size(0), heads, 3, sizes.width, sizes.width) / newton_schulz_half.SCALE
+    if sizes.precise:
+        step = orthogonalise(m)
+    else:
+        size = torch.sqrt((m * m).sum(dim=(-2, -1), keepdim=True) + 1e-14)
+        step = newton_schulz_half.forward((m * (newton_schulz_half.SCALE / size)).half()).float()
+        step = step / newton_schulz_half.SCALE
+    step = step.view(frames.size(0), heads, 3, sizes.width, sizes.width)
     learn = (frames[:, index] > 0)[:, None, None, None, None]
     moved = weights + (frames[:, index].float() / chunk).clamp(max=1)[:, None, None, None, None] * step
     scale = torch.where(learn, lengths[..., None] / torch.sqrt((moved * moved).sum(-1, keepdim=True) + 1e-12), 1.0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_launches import FUSED_WIDTH, Sizes, chunk_gradient, packed, read_chunks, retained, update
+from nemo_lact.ops.fast_launches import Sizes, chunk_gradient, packed, read_chunks, retained, update
 from nemo_lact.ops.fast_weights import FastWeights
 
 
@@ -33,7 +33,7 @@ class FastChunks:
         self.halves = torch.zeros((1, *shape), dtype=self.sizes.products, device=self.lengths.device)
         self.ratio = self.lengths.new_empty(shape[:-1])
         # In place: a program reads each number of its matrix before it writes it. Wider ones take several launches.
-        self.moved = self.weights if width <= FUSED_WIDTH or not use_muon else torch.empty_like(self.weights)
+        self.moved = self.weights if self.sizes.fused or not use_muon else torch.empty_like(self.weights)
 
     def start(self, weights: FastWeights, momentum: FastWeights) -> None:
         """From these on, [R, H, d, d] each."""

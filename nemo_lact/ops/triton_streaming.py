@@ -101,13 +101,14 @@ def _memory_kernel(
     out_ptr, rows_ptr, filled_ptr, learned_ptr,
     heads, begin, frames, chunk, piece, batch, w_b, g_b, gates_b, to_b, gates_to_b,
     D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, DTYPE: tl.constexpr,
-    FIRST: tl.constexpr, LEARN: tl.constexpr,
+    SUMS: tl.constexpr, FIRST: tl.constexpr, LEARN: tl.constexpr,
 ):  # fmt: skip
     """Hidden units m of a head: their part of the read, and of the gradient of frames in chunk `piece` from here.
 
     BLOCK_T frames from `begin` on. Grid (rows · H, blocks of m). q, k, v [B, H, T, d], eta [B, T, H, 3], mu [B, T, H];
     i initial weights [H, d, d], w how far they have moved; g gradient so far, read from g and written to `to`; out
     [blocks of m, B, T, H · d] fp32. The channels go in blocks of BLOCK_C: whole rows would not fit in the registers.
+    SUMS is the dtype of the products over frames.
     """
     index, part = tl.program_id(0), tl.program_id(1)
     b = tl.load(rows_ptr + index // heads)
@@ -156,9 +157,9 @@ def _memory_kernel(
         e2 = tl.load(eta_ptr + frame * 3 + 2, mask=learn, other=0.0)[None, :]
         sigma = tl.sigmoid(gate)
         act = gate * sigma
-        d_gate = (d_hidden * up * sigma * (1 + gate * (1 - sigma)) * e0).to(DTYPE)
-        d_up = (d_hidden * act * e2).to(DTYPE)
-        known_hidden = (act * up * e1).to(DTYPE)
+        d_gate = (d_hidden * up * sigma * (1 + gate * (1 - sigma)) * e0).to(SUMS)
+        d_up = (d_hidden * act * e2).to(SUMS)
+        known_hidden = (act * up * e1).to(SUMS)
         if part == 0:
             gates = tl.sum(tl.load(mu_ptr + frame, mask=learn, other=0.0), 0)
             tl.store(gates_to_ptr + b * gates_to_b + h, tl.load(gates_ptr + b * gates_b + h) + gates)
@@ -174,8 +175,8 @@ def _memory_kernel(
         if LEARN:
             known = learn[:, None] & (c < D)[None, :]
             at = from_ptr + t[:, None] * D + c[None, :]
-            k = tl.load(k_ptr + at, mask=known, other=0.0).to(DTYPE)
-            v = tl.load(v_ptr + at, mask=known, other=0.0).to(DTYPE)
+            k = tl.load(k_ptr + at, mask=known, other=0.0).to(SUMS)
+            v = tl.load(v_ptr + at, mask=known, other=0.0).to(SUMS)
             g0 = tl.dot(d_gate, k, tl.load(g0_ptr + b * g_b + row_major, mask=inside, other=0.0))
             g2 = tl.dot(d_up, k, tl.load(g2_ptr + b * g_b + row_major, mask=inside, other=0.0))
             g1 = tl.dot(known_hidden, v, tl.load(g1_ptr + b * g_b + transposed, mask=inside, other=0.0))
@@ -265,6 +266,16 @@ class Pace(NamedTuple):
     pieces: list[tuple[list[Full], Tensor | None]]
 
 
+def _products(x: Tensor) -> tl.dtype:
+    """Of the kernels' operands: x's; fp32 for bf16 in the interpreter, which multiplies it as if it were integers."""
+    return tl.float16 if x.dtype == torch.float16 else tl.float32 if INTERPRETED else tl.bfloat16
+
+
+def _sums(x: Tensor) -> tl.dtype:
+    """Of the operands of a chunk's gradient, which leave fp16's range: fp32 (on the tensor cores tf32) in its place."""
+    return tl.float32 if x.dtype == torch.float16 else _products(x)
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, pace: Pace, heads: int, left: int, right: int,
     chunk: int,
@@ -273,12 +284,11 @@ def attend(
     batch, frames, width = q.shape
     cached, d = keys.size(1), width // heads
     out, block = torch.empty_like(q), max(16, min(64, triton.next_power_of_2(frames)))
-    half = tl.bfloat16 if q.dtype == torch.bfloat16 else tl.float16
     _attend_kernel[(triton.cdiv(frames, block), batch * heads)](
         q, k, v, keys, values, pace.heard, pace.count, out,
         heads, frames, cached, width, left, right, chunk, keys.stride(0), d**-0.5 * 1.4426950408889634,
         STEPS=triton.cdiv(cached + frames, 32), D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), BLOCK_Q=block,
-        BLOCK_K=32, DTYPE=tl.float32 if INTERPRETED else half, num_warps=4, num_stages=2,
+        BLOCK_K=32, DTYPE=_products(q), num_warps=4, num_stages=2,
     )  # fmt: skip
     return out
 
@@ -331,7 +341,7 @@ class StreamMemory:
                 self.weights[0].stride(0), before[0].stride(0), before[3].stride(0),
                 self.after[0].stride(0), self.after[3].stride(0),
                 D=d, BLOCK_C=max(16, min(64, triton.next_power_of_2(d))), BLOCK_M=PART, BLOCK_T=block,
-                DTYPE=tl.float32 if INTERPRETED else tl.bfloat16, FIRST=piece == 0, LEARN=learn, num_warps=4,
+                DTYPE=_products(q), SUMS=_sums(q), FIRST=piece == 0, LEARN=learn, num_warps=4,
             )  # fmt: skip
             before = self.after
 
@@ -350,7 +360,7 @@ class StreamMemory:
             **blocks, num_warps=8,
         )  # fmt: skip
         # In place where a program reads each number of its matrix before it writes it.
-        moved = w if d <= fast_launches.FUSED_WIDTH or not self.muon else torch.empty_like(w)
+        moved = w if self.sizes.fused or not self.muon else torch.empty_like(w)
         fast_launches.update(
             self.sizes, g[None], m if momentous else None, w, self.lengths, mu, full.frames, 0, self.chunk, self.muon,
             (m, moved, half, ratio),
