@@ -169,25 +169,35 @@ def test_state_travels(pair, tmp_path, contract):
 def test_all_layers_at_once_follow_fp32(pair, contract, dtype):
     encoder = pair[1].eval()
     signal, lengths = torch.randn(3, 80, 6000).cuda(), torch.tensor([6000, 3333, 0]).cuda()
+    # For the memory: a last chunk of few frames is one step of much enlarged rounding, which would hide all others.
+    others = torch.randn(6, 80, 2800).cuda(), 8 * torch.tensor([188, 218, 250, 281, 314, 349]).cuda()
     with torch.no_grad():
-        truth, n, after = encoder.forward_with_state(signal, lengths)
+        truth, n, _ = encoder.forward_with_state(signal, lengths)
+        _, frames, after = encoder.forward_with_state(*others)
+        assert ((frames - 1) % OPTIONS['lact_chunk_size'] >= OPTIONS['lact_chunk_size'] // 2).all()
         encoder.config.segment_frames = 64
-        errors = {}
+        errors, memory = {}, {}
         for choice in ('off', 'auto', 'auto'):  # the second time the recorded step is there already
             wavefront.use_wavefront(choice)
             with torch.autocast('cuda', dtype=dtype):
                 assert (wavefront.why_not_wavefront(encoder, 24) is None) == (choice == 'auto')
-                out, _, state = encoder.forward_with_state(signal, lengths)
+                out = encoder.forward_with_state(signal, lengths)[0]
             assert out.isfinite().all() and out.shape == truth.shape
             for row in (0, 1):
                 error = relative(out[row, :, : n[row]], truth[row, :, : n[row]])
                 errors[choice] = max(errors.get(choice, 0), error)
-            for a, b in zip(state.weights, after.weights):
-                errors[f'{choice} memory'] = max(errors.get(f'{choice} memory', 0), relative(a, b))
+        for choice in ('off', 'auto'):
+            wavefront.use_wavefront(choice)
+            with torch.autocast('cuda', dtype=dtype):
+                weights = encoder.forward_with_state(*others)[2].weights
+            pairs = [(a.flatten(2), b.flatten(2)) for a, b in zip(weights, after.weights)]  # [layers, rows, .]
+            memory[choice] = torch.stack([(a - b).norm(dim=2) / b.norm(dim=2) for a, b in pairs])
     contract(f'{str(dtype)[6:]}, layer by layer = fp32 on GPU (relative)', errors['off'], 5e-2)
     contract(f'{str(dtype)[6:]}, all layers at once = fp32 on GPU (relative)', errors['auto'], 5e-2)
-    # The memory's own error hangs on the dtype; all layers at once must not have more.
-    contract('memory, all layers at once, against layer by layer', errors['auto memory'] / errors['off memory'], 1.5)
+    # The memory's own error hangs on the dtype; all layers at once must not have more. Mean of 54 ratios, as each alone
+    # hangs on chance too: 3 weights of 3 layers after 6 inputs.
+    ratio = (memory['auto'] / memory['off']).log().mean().exp()
+    contract('memory, all layers at once, against layer by layer', ratio, 1.5)
 
 
 STREAMING = dict(d_model=384, n_layers=3, n_heads=6, num_lact_heads=2, lact_chunk_size=32, lact_mode='causal',
