@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = '2ecd085110aab42bd5dddfe1a98f48c034cecd3ac854bd0afd5545816c5a1006'
+SHA256 = '4a81a1df685fe5357073742412751d95716357db2cbb55f2ad67dadddfdf3438'
 
 
 def resolve(model: str | Path) -> Path:

@@ -34,7 +34,7 @@ def section(folder: Path) -> str:
     parts = [f'## {folder.name.capitalize()}\n']
     if (folder / 'notes.md').exists():
         parts.append((folder / 'notes.md').read_text())
-    if sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
+    if len(reports) > 1 and sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
         return '\n'.join(parts + ablation_tables(reports))
     rows = [
         [
