@@ -204,7 +204,8 @@ def _take_kernel(
         initial, weight, momentum, gradient = i1_ptr, w1_ptr, m1_ptr, g1_ptr
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = n < D * D
-    full = tl.load(frames_ptr + r // heads) > 0
+    frames = tl.load(frames_ptr + r // heads)
+    full = frames + tl.zeros([BLOCK], tl.int32) > 0  # of a block: Triton 3.9's interpreter takes no scalar beside one
     own, to = h * D * D + n, (r * 3 + which) * D * D + n
     moved = tl.load(weight + b * w_b + own, mask=inside, other=0.0)
     tl.store(w_ptr + to, tl.load(initial + own, mask=inside, other=0.0) + kept * moved, mask=inside)
@@ -216,7 +217,7 @@ def _take_kernel(
     if (which == 0) & (tl.program_id(2) == 0):
         gates = gates_ptr + b * gates_b + h
         tl.store(mu_ptr + r, tl.load(gates) / chunk)
-        tl.store(gates, 0.0, mask=full)
+        tl.store(gates, 0.0, mask=frames > 0)
 
 
 @triton.jit
@@ -233,7 +234,8 @@ def _put_kernel(
     elif which == 2:
         initial, weight, momentum = i1_ptr, w1_ptr, m1_ptr
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    inside = (n < D * D) & (tl.load(frames_ptr + r // heads) > 0)
+    full = tl.load(frames_ptr + r // heads) + tl.zeros([BLOCK], tl.int32) > 0
+    inside = (n < D * D) & full
     own, at = h * D * D + n, (r * 3 + which) * D * D + n
     new = tl.load(w_ptr + at, mask=inside, other=0.0) - tl.load(initial + own, mask=inside, other=0.0)
     tl.store(weight + b * w_b + own, new, mask=inside)
