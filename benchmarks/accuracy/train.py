@@ -11,6 +11,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from ablation_contestants import RECIPES
+from ablation_tables import AVERAGED
+from ablations import Run
 from averaging import Average
 from contestants import centre, config, tokenizer
 from corpus import load
@@ -125,8 +127,7 @@ def main() -> None:
     model.eval().to('cuda' if gpu else 'cpu')
     if encoder.get('compile'):  # scoring meets each shape once
         model.encoder.config.compile = model.cfg.encoder.compile = False
-    name = args.contestant.replace(' ', '_').replace(',', '')
-    name = f'{name}-{args.seed}'
+    name = Run(args.contestant, args.seed).name
     args.output.mkdir(parents=True, exist_ok=True)
     if args.save:  # in half precision, which NeMo restores into fp32
         model.encoder.half(), model.decoder.half()
@@ -158,7 +159,7 @@ def main() -> None:
         scored(way, set_up)
     if average:
         average.give(model)
-        scored('averaged weights', model.ways()[''], frozen=False)
+        scored(AVERAGED, model.ways()[''], frozen=False)
 
 
 if __name__ == '__main__':

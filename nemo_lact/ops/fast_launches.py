@@ -55,6 +55,13 @@ class Sizes:
             tiles = triton.cdiv(width, 64)
             self.hopper = dict(D=width, NT=tiles, num_warps=4) if tiles <= hopper.MAX_TILES else None
 
+    def in_place(self, muon: bool) -> bool:
+        """Whether `update` may write new weights over the old: a program reads each number before it writes it.
+
+        Else it takes several launches.
+        """
+        return self.fused or not muon
+
     def shares(self, matrices: int, frames: int) -> tuple[tuple[int, int, int], int]:
         """Grid of the chunk gradient, and the tiles of frames each of its programs sums."""
         parts = triton.cdiv(self.width, self.gemm['BLOCK_M'])
@@ -122,7 +129,7 @@ def update(sizes: Sizes, gradient, momentum, weights, lengths, mu, frames, index
         hopper.update_kernel[(rows, 3)](*arguments, **options, **sizes.hopper)
         return
     update_kernel[(rows, 3)](*arguments, MUON=muon and sizes.fused, **options, **sizes.update)
-    if not muon or sizes.fused:
+    if sizes.in_place(muon):
         return
     # Too wide for one program, or in fp32: the orthogonalisation by batched products, after M was made above.
     m = m_new.view(-1, sizes.width, sizes.width)

@@ -32,8 +32,7 @@ class FastChunks:
         self.gradient = self.lengths.new_empty((self.shares[0][2], *shape))
         self.halves = torch.zeros((1, *shape), dtype=self.sizes.products, device=self.lengths.device)
         self.ratio = self.lengths.new_empty(shape[:-1])
-        # In place: a program reads each number of its matrix before it writes it. Wider ones take several launches.
-        self.moved = self.weights if self.sizes.fused or not use_muon else torch.empty_like(self.weights)
+        self.moved = self.weights if self.sizes.in_place(use_muon) else torch.empty_like(self.weights)
 
     def start(self, weights: FastWeights, momentum: FastWeights) -> None:
         """From these on, [R, H, d, d] each."""

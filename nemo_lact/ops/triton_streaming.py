@@ -361,8 +361,7 @@ class StreamMemory:
             heads, *strides, self.after[0].stride(0), self.after[3].stride(0), float(self.chunk), self.retention,
             **blocks, num_warps=8,
         )  # fmt: skip
-        # In place where a program reads each number of its matrix before it writes it.
-        moved = w if self.sizes.fused or not self.muon else torch.empty_like(w)
+        moved = w if self.sizes.in_place(self.muon) else torch.empty_like(w)
         fast_launches.update(
             self.sizes, g[None], m if momentous else None, w, self.lengths, mu, full.frames, 0, self.chunk, self.muon,
             (m, moved, half, ratio),
