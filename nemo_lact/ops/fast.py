@@ -10,7 +10,14 @@ from torch import Tensor
 
 from nemo_lact.ops.cuda_graphs import replay
 from nemo_lact.ops.fast_launches import packed
-from nemo_lact.ops.fast_passes import INTERPRETED, PRODUCTS, backward_pass, forward_pass
+from nemo_lact.ops.fast_passes import (
+    INTERPRETED,
+    PRODUCTS,
+    backward_pass,
+    chunk_means,
+    forward_pass,
+    of_chunk_means,
+)
 from nemo_lact.ops.fast_weights import FastWeights
 
 __all__ = ['INTERPRETED', 'lact_swiglu_fast']
@@ -46,30 +53,48 @@ def lact_swiglu_fast(
         keep = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             out, w, m = _memory(*given, *options, keep)[:3]
+        elif keep:
+            out, w, m = _Memory.apply(*given, *options)
         else:
-            tensors = _by_the_chunk(*given, chunk_size, keep)
-            out, w, m = _Memory.apply(*tensors, *options) if keep else _forward(tensors, options, False)[:3]
-            out = out[:, :, : q.size(2)]
+            out, w, m = _run(given, options, False)[:3]
     m = m[-1]
     after = FastWeights(w[:, :, 0], w[:, :, 2], w[:, :, 1])
     return out, after, FastWeights(m[:, :, 0], m[:, :, 2], m[:, :, 1]) if use_momentum else momentum
+
+
+def _run(given: tuple[Tensor, ...], options: tuple, keep: bool) -> tuple[Tensor, ...]:
+    """`forward_pass`'s results, out cut to q's frames."""
+    out, *rest = _forward(_by_the_chunk(*given, options[0], keep), options, keep)
+    return out[:, :, : given[0].size(2)].transpose(1, 2).contiguous().transpose(1, 2), *rest
+
+
+def _run_backward(
+    gradients: tuple[Tensor | None, ...], saved: tuple[Tensor, ...], options: tuple
+) -> tuple[Tensor, ...]:
+    """Gradients of `_by_the_chunk`'s first nine. saved: its ten, and `forward_pass`'s results from the third on."""
+    d_out, *d_state = gradients
+    chunk, (q, mu, valid) = options[0], (saved[0], saved[4], saved[9])
+    extra, total = _extra(q, chunk), q.size(2)
+    if extra and d_out is not None:
+        d_out = torch.nn.functional.pad(d_out, (0, 0, 0, extra))
+    tensors = _by_the_chunk(*saved[:10], chunk, True)
+    *d, d_eta, d_gate, d_w, d_m, d_lengths, d_anchor = _backward((d_out, *d_state), (*tensors, *saved[10:]), options)
+    if extra:
+        *d, d_eta = (x[:, :, :total].contiguous() for x in (*d, d_eta))
+    d_mu = of_chunk_means(d_gate, mu, valid, tensors[-1], chunk)
+    return *d, d_eta, d_mu, d_w, d_m, d_lengths, d_anchor
 
 
 def _by_the_chunk(
     q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk: int, whole: bool
 ) -> tuple[Tensor, ...]:
     """`forward_pass`'s eleven tensors; `whole` pads to whole chunks: few lengths are left, which share recordings."""
+    mean, frames = chunk_means(mu, valid, chunk)
     extra, pad = _extra(q, chunk), torch.nn.functional.pad
-    seen, mean = valid[:, None], mu[:, :, None]
-    if q.size(2) > chunk:
-        seen, mean = (pad(x, (0, extra)).unflatten(-1, (-1, chunk)) for x in (valid, mu))
-    weight = seen.to(mu.dtype)  # [B, n, C]
-    frames = weight.sum(dim=-1)  # [B, n]
-    mean = (mean * weight[:, None]).sum(dim=-1) / frames[:, None].clamp(min=1.0)  # [B, H, n]
     if whole and extra:
         q, k, v = (pad(x, (0, 0, 0, extra)) for x in (q, k, v))
         eta, valid = pad(eta, (0, 0, 0, 0, 0, extra)), pad(valid, (0, extra))
-    return q, k, v, eta, mean.contiguous(), weights, momentum, lengths, anchor, valid, frames.to(torch.int32)
+    return q, k, v, eta, mean, weights, momentum, lengths, anchor, valid, frames
 
 
 def _extra(q: Tensor, chunk: int) -> int:
@@ -110,19 +135,19 @@ def _flat_backward(*arguments) -> tuple[Tensor, ...]:
 
 
 class _Memory(torch.autograd.Function):
-    """`forward_pass`'s first three results, with gradients."""
+    """`_run`'s first three results, with gradients."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        results = _forward(arguments[:11], arguments[11:], any(ctx.needs_input_grad))
+        results = _run(arguments[:10], arguments[10:], any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments[:11], *results[2:])
-        ctx.options = arguments[11:]
+        ctx.save_for_backward(*arguments[:10], *results[2:])
+        ctx.options = arguments[10:]
         return results[:3]
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 7
+        return *_run_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 6
 
 
 # For torch.compile: the passes as operators, with the shapes of their results. Chunks are cut and padded inside: in the
@@ -135,9 +160,8 @@ def _memory(
     anchor: Tensor, valid: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
     retention: float, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = _by_the_chunk(q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk, keep)
-    out, *rest = _forward(tensors, (chunk, bidirectional, use_muon, use_momentum, retention), keep)
-    return out[:, :, : q.size(2)].transpose(1, 2).contiguous().transpose(1, 2), *rest
+    given = (q, k, v, eta, mu, weights, momentum, lengths, anchor, valid)
+    return _run(given, (chunk, bidirectional, use_muon, use_momentum, retention), keep)
 
 
 @_memory.register_fake
@@ -163,27 +187,13 @@ def _memory_backward(
     d_out: Tensor | None, d_weights: Tensor | None, d_momentum: Tensor | None, saved: list[Tensor],
     chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, retention: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = _by_the_chunk(*saved[:10], chunk, True)
-    q, valid, frames = saved[0], saved[9], tensors[-1]
-    extra, total = _extra(q, chunk), q.size(2)
-    if extra and d_out is not None:
-        d_out = torch.nn.functional.pad(d_out, (0, 0, 0, extra))
     options = (chunk, bidirectional, use_muon, use_momentum, retention)
-    *d, d_eta, d_mean, d_w, d_m, d_lengths, d_anchor = _backward(
-        (d_out, d_weights, d_momentum), (*tensors, *saved[10:]), options
-    )
-    if extra:
-        d = [torch.empty_like(x).copy_(long[:, :, :total]) for x, long in zip(saved, d)]
-        d_eta = d_eta[:, :, :total].contiguous()
-    # Of the mean over a chunk's valid frames.
-    d_mu = (d_mean / frames[:, None].clamp(min=1)).repeat_interleave(min(chunk, total), dim=-1)
-    return *d, d_eta, d_mu[..., :total] * valid[:, None], d_w, d_m, d_lengths, d_anchor
+    return _run_backward((d_out, d_weights, d_momentum), saved, options)
 
 
 @_memory_backward.register_fake
 def _(d_out, d_weights, d_momentum, saved, *options):
-    like = [torch.empty_like(x) for x in saved[:3]]
-    return *like, *(x.new_empty(x.shape) for x in saved[3:9])
+    return tuple(x.new_empty(x.shape) for x in saved[:9])
 
 
 def _setup(ctx, inputs, output):

@@ -23,13 +23,46 @@ from nemo_lact.ops.fast_launches import (
 from nemo_lact.ops.triton_backward import (
     gradient_backward_kernel,
     momentum_backward_kernel,
+    normed_kernel,
     read_backward_kernel,
     rows_backward_kernel,
 )
+from nemo_lact.ops.triton_means import chunk_means_kernel, of_chunk_means_kernel
 
-__all__ = ['INTERPRETED', 'PRODUCTS', 'backward_pass', 'forward_pass']
+__all__ = ['INTERPRETED', 'PRODUCTS', 'backward_pass', 'chunk_means', 'forward_pass', 'of_chunk_means']
 
 FEW = 48  # matrices up to which Newton-Schulz's backward is faster by torch's products than by a program each
+
+
+def chunk_means(mu: Tensor, valid: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Mean of mu [B, H, T] over the valid [B, T] frames of each chunk, [B, H, n] fp32 (0 without any), and their
+    number [B, n] int32. n is 1 at least."""
+    batch, heads, total = mu.shape
+    steps = max(1, triton.cdiv(total, chunk))
+    mean = mu.new_empty((batch, heads, steps), dtype=torch.float32)
+    frames = torch.empty((batch, steps), dtype=torch.int32, device=mu.device)
+    spans = _spans(chunk)
+    chunk_means_kernel[(batch, steps, heads)](
+        mu, valid, mean, frames, total, chunk, *mu.stride(), *valid.stride(),
+        PARTS=triton.cdiv(chunk, spans['BLOCK']), **spans,
+    )  # fmt: skip
+    return mean, frames
+
+
+def of_chunk_means(d: Tensor, mu: Tensor, valid: Tensor, frames: Tensor, chunk: int) -> Tensor:
+    """Gradient of mu from d [n, B, H, 3], parts of that of the means. frames: of `chunk_means`."""
+    batch, heads, total = mu.shape
+    d_mu = mu.new_empty(mu.shape)
+    if total:
+        spans = _spans(total)
+        of_chunk_means_kernel[(batch * heads, triton.cdiv(total, spans['BLOCK']))](
+            d, valid, frames, d_mu, heads, total, chunk, *valid.stride(), *frames.stride(), **spans
+        )
+    return d_mu
+
+
+def _spans(frames: int) -> dict:
+    return dict(BLOCK=min(1024, max(16, triton.next_power_of_2(frames))), num_warps=4)
 
 
 def forward_pass(
@@ -116,7 +149,9 @@ def backward_pass(
     use_momentum: bool,
     retention: float,
 ) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, eta, mu, weights, momentum, lengths, anchor (zeros with `retention` 1).
+    """Gradients of q, k, v, eta, mu (parts [n, B, H, 3], to be summed), weights, momentum, lengths, anchor.
+
+    Those of q, k, v are contiguous; that of anchor is zero with `retention` 1.
 
     Only the steps of the weights go from chunk to chunk; the products before and after are of all chunks at once.
 
@@ -131,11 +166,13 @@ def backward_pass(
     rows, steps = batch * heads, frames.size(1)
     shape = (batch, heads, 3, width, width)
     # Frames as [n · B · H, C, d], weights as [n · B · H, .., d].
-    q_, k_, v_ = (_by_chunks(x, steps, sizes.products) for x in (q, k, v))
-    d_out = torch.zeros_like(q_) if d_out is None else _by_chunks(d_out, steps, sizes.products)
+    q_, k_, v_, d_out = _by_chunks((q, k, v, torch.zeros_like(q) if d_out is None else d_out), steps, sizes.products)
     old, new = halves[:-1], halves[-steps:]  # before and after each chunk
     if bidirectional:
-        old = torch.cat((weights.to(halves.dtype).expand(1, *shape), old))
+        old = torch.empty_like(new)
+        old[0] = weights
+        if steps > 1:
+            old[1:] = new[:-1]
     dq, read = _read_backward(sizes, q_, halves[:steps].view(-1, 3, width, width), d_out)
     read = read.view(steps, *shape)
     w02, w1 = old.view(-1, 3 * width, width)[:, : 2 * width], old.view(-1, 3, width, width)[:, 2]
@@ -143,29 +180,29 @@ def backward_pass(
     z = torch.empty((steps * rows, 6, width, width), dtype=sizes.products, device=q.device)
     for_k, dh = torch.empty_like(kw), torch.empty_like(vw)
 
-    dw, dm = ms.new_zeros(shape), ms.new_zeros(shape if use_momentum else 0)
-    d_lengths = dw.new_zeros((batch, heads, 3, width))
+    dw = ms.new_empty(shape) if d_weights is None else d_weights.clone(memory_format=torch.contiguous_format)
+    dm = ms.new_empty(shape if use_momentum else 0)
+    d_lengths = dw.new_empty((batch, heads, 3, width))
     left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
     d_anchor = torch.zeros_like(anchor if left is None else dw)
-    d_eta = eta.new_zeros((batch, heads, total, 3))
+    d_eta = eta.new_empty((batch, heads, total, 3))
     mu_parts = dw.new_empty((steps, batch, heads, 3))
     later = torch.empty((rows, 3, width, width), dtype=sizes.products, device=q.device)
     muon = _Orthogonalised(sizes, ms) if use_muon else None
     x = d = size = m_size = dw  # not read without Muon
     if use_muon:
         d, size = torch.empty(shape, dtype=torch.float16, device=q.device), dw.new_empty((rows, 3))
-    if d_weights is not None:
-        dw += d_weights
     for index in reversed(range(steps)):
-        m_old = ms[index - 1] if index else momentum
+        m_old, first = ms[index - 1] if index else momentum, index == steps - 1
         if use_momentum and d_momentum is not None:
-            dm += d_momentum[index]
+            dm = d_momentum[index].contiguous() + (0 if first else dm)
         # parts of the gradient of the new weights: of the read with them, and of the chunk that learned from them
         now = read[index] if bidirectional else read[index + 1] if index + 1 < steps else None
         rows_backward_kernel[(rows, 3)](
             dw, dw if now is None else now, later, new[index], ratios[index], lengths, frames[:, index], d_lengths,
             d, size, heads, frames.stride(0), 1 / chunk,
-            MUON=use_muon, READ=now is not None, LATER=index + 1 < steps, **sizes.rows,
+            MUON=use_muon, GIVEN=not first or d_weights is not None, READ=now is not None, LATER=not first,
+            **sizes.rows,
         )  # fmt: skip
         dx = dw
         if use_muon:
@@ -175,7 +212,7 @@ def backward_pass(
         momentum_backward_kernel[(rows, 3)](
             dx, x, size, m_size, dw, dm, m_old, mu[:, :, index], frames[:, index], z[at], mu_parts[index],
             heads, row_stride(m_old), mu.stride(0), mu.stride(1), frames.stride(0),
-            MUON=use_muon, MOMENTUM=use_momentum, **sizes.rows,
+            MUON=use_muon, MOMENTUM=use_momentum, GIVEN=not first or d_momentum is not None, **sizes.rows,
         )  # fmt: skip
         if left is not None:  # of what the step started from; `later` is of the old weights themselves
             d_anchor.addcmul_(dw, 1 - left[:, index])
@@ -190,19 +227,19 @@ def backward_pass(
     dk.baddbmm_(of_k, z[:, :2].flatten(1, 2)).baddbmm_(for_k, w02)
     dv = torch.bmm(of_v, z[:, 5].mT)
     dv.baddbmm_(of_v, z[:, 4].mT).baddbmm_(dh, w1.mT)
-    d_mu = mu.new_zeros(mu.shape)
-    if use_momentum:
-        d_mu.copy_(mu_parts.sum(dim=-1).permute(1, 2, 0))
-    parts = [dw, later.view(shape)] if bidirectional else [dw, later.view(shape), read[0]]
+    dw += later.view(shape)
+    if not bidirectional:
+        dw += read[0]
     if weights.size(0) != batch:
-        parts = [part.sum(dim=0, keepdim=True, dtype=torch.float32) for part in parts]
+        dw = dw.sum(dim=0, keepdim=True)
     if not use_momentum:
         dm = torch.zeros_like(momentum)
     elif momentum.size(0) != batch:
         dm = dm.sum(dim=0, keepdim=True)
-    dq, dk, dv = (_as_it_came(x, like) for x, like in ((dq, q), (dk, k), (dv, v)))
+    dq, dk, dv = (_in_time(x, q) for x in (dq, dk, dv))
     d_anchor = d_anchor if left is None else d_anchor.sum(dim=0)
-    return dq, dk, dv, d_eta[..., None], d_mu, sum(parts), dm, d_lengths.sum(dim=0), d_anchor
+    d_mu = mu_parts if use_momentum else torch.zeros_like(mu_parts)
+    return dq, dk, dv, d_eta[..., None], d_mu, dw, dm, d_lengths.sum(dim=0), d_anchor
 
 
 class _Orthogonalised:
@@ -211,10 +248,9 @@ class _Orthogonalised:
     def __init__(self, sizes: Sizes, momenta: Tensor):
         steps, width = momenta.size(0), sizes.width
         self.sizes = sizes
-        norm = torch.linalg.vector_norm(momenta, dim=(-2, -1), keepdim=True)
-        self.size = torch.sqrt(norm * norm + 1e-14)
+        self.size = momenta.new_empty(momenta.shape[:-2])
         self.x = torch.empty(momenta.shape, dtype=torch.float16, device=momenta.device)
-        torch.mul(momenta, newton_schulz_half.SCALE / self.size, out=self.x)
+        normed_kernel[(self.size.numel(),)](momenta, self.x, self.size, **sizes.rows)
         self.x = self.x.view(steps, -1, width, width)
         self.few = self.x.size(1) <= FEW
         if self.few:
@@ -236,15 +272,21 @@ class _Orthogonalised:
         return d
 
 
-def _by_chunks(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, d] -> [n · B · H, C, d]."""
-    x = x.to(dtype).unflatten(2, (steps, -1)).permute(2, 0, 1, 3, 4)
-    return x.reshape(-1, *x.shape[3:])
+def _by_chunks(tensors: tuple[Tensor, ...], steps: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Each [B, H, T, d] -> [n · B · H, C, d]."""
+    if steps == 1:  # one launch for all
+        together = torch.cat(tensors).to(dtype)
+        return together.view(len(tensors), -1, *together.shape[2:]).unbind()
+    tensors = (x.to(dtype).unflatten(2, (steps, -1)).permute(2, 0, 1, 3, 4) for x in tensors)
+    return tuple(x.reshape(-1, *x.shape[3:]) for x in tensors)
 
 
-def _as_it_came(x: Tensor, like: Tensor) -> Tensor:
-    """Back to [B, H, T, d] in dtype and strides of `like`."""
-    result = torch.empty_like(like)
+def _in_time(x: Tensor, like: Tensor) -> Tensor:
+    """[n · B · H, C, d] -> [B, H, T, d] in the dtype of `like`, contiguous."""
+    batch, heads, total, width = like.shape
+    if x.size(1) == total:
+        return x.view(like.shape).to(like.dtype)
+    result = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     chunks = result.unflatten(2, (-1, x.size(1))).permute(2, 0, 1, 3, 4)
     chunks.copy_(x.view(chunks.shape))
     return result

@@ -8,17 +8,39 @@ import triton.language as tl
 
 
 @triton.jit
+def normed_kernel(m_ptr, x_ptr, size_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):
+    """x = 256 M / |M| in fp16 for each M of [.., d, d] fp32, what the orthogonalisation starts from, and |M|."""
+    own = tl.program_id(0).to(tl.int64) * D * D
+    c = tl.arange(0, BLOCK_D)
+    squares = tl.zeros([ROWS], tl.float32)
+    for begin in range(0, D, ROWS):
+        r = begin + tl.arange(0, ROWS)
+        inside = (r < D)[:, None] & (c < D)[None, :]
+        m = tl.load(m_ptr + own + r[:, None] * D + c[None, :], mask=inside, other=0.0)
+        squares += tl.sum(m * m, 1)
+    size = tl.sqrt(tl.sum(squares, 0) + 1e-14)
+    tl.store(size_ptr + tl.program_id(0), size)
+    for begin in range(0, D, ROWS):
+        r = begin + tl.arange(0, ROWS)
+        inside = (r < D)[:, None] & (c < D)[None, :]
+        at = own + r[:, None] * D + c[None, :]
+        m = tl.load(m_ptr + at, mask=inside, other=0.0)
+        tl.store(x_ptr + at, (m * (256.0 / size)).to(tl.float16), mask=inside)
+
+
+@triton.jit
 def rows_backward_kernel(
     dw_ptr, read_ptr, later_ptr, w_ptr, ratio_ptr, len_ptr, frames_ptr, dlen_ptr, d_ptr, size_ptr,
     heads, frames_b, inverse_chunk,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    MUON: tl.constexpr, READ: tl.constexpr, LATER: tl.constexpr,
+    MUON: tl.constexpr, GIVEN: tl.constexpr, READ: tl.constexpr, LATER: tl.constexpr,
 ):  # fmt: skip
     """Backward of 'rows scaled back to their length', and what the orthogonalisation's backward starts from.
 
-    Grid (B·H, 3). dw fp32: gradient of the new weights, becomes that of the moved weights before scaling; read and
-    later: further parts of it, from the read and from the chunk after. w: the new weights in the products' dtype. With
-    MUON also d = 16 · gradient / |gradient| in fp16, and the norm in size [B·H, 3].
+    Grid (B·H, 3). dw fp32: gradient of the new weights (0 without GIVEN), becomes that of the moved weights before
+    scaling; read and LATER's: further parts of it, from the read and from the chunk after. w: the new weights in the
+    products' dtype. dlen [B·H, 3, d]: gradient of the row lengths, to which LATER adds. With MUON also
+    d = 16 · gradient / |gradient| in fp16, and the norm in size [B·H, 3].
     """
     bh, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
@@ -32,7 +54,9 @@ def rows_backward_kernel(
         r = begin + tl.arange(0, ROWS)
         inside = (r < D)[:, None] & (c < D)[None, :]
         at = own + r[:, None] * D + c[None, :]
-        dy = tl.load(dw_ptr + at, mask=inside, other=0.0)
+        dy = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        if GIVEN:
+            dy += tl.load(dw_ptr + at, mask=inside, other=0.0)
         if READ:
             dy += tl.load(read_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if LATER:
@@ -44,7 +68,9 @@ def rows_backward_kernel(
         along = tl.sum(dy * y, 1) / length
         dw = tl.where(learn, ratio[:, None] * (dy - y * (along / length)[:, None]), dy)
         tl.store(dw_ptr + at, dw, mask=inside)
-        along = tl.where(learn, along, 0.0) + tl.load(dlen_ptr + row, mask=r < D, other=0.0)
+        along = tl.where(learn, along, 0.0)
+        if LATER:
+            along += tl.load(dlen_ptr + row, mask=r < D, other=0.0)
         tl.store(dlen_ptr + row, along, mask=r < D)
         if MUON:
             squares += tl.sum(dw * dw, 1)
@@ -66,11 +92,13 @@ def momentum_backward_kernel(
     dx_ptr, x_ptr, d_size_ptr, m_size_ptr, dw_ptr, dm_ptr, m_old_ptr, mu_ptr, frames_ptr, z_ptr, dmu_ptr,
     heads, m_b, mu_b, mu_h, frames_b,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, MUON: tl.constexpr, MOMENTUM: tl.constexpr,
+    GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Backward of M / |M| and of M <- g + μ M.
 
     Grid (B·H, 3). dx fp16: what the orthogonalisation's backward gave (without MUON dw is taken), x = 256 M / |M| fp16;
-    sizes [B·H, 3]: the norms that were divided by. dm fp32: gradient of the new momentum, becomes that of the old.
+    sizes [B·H, 3]: the norms that were divided by. dm fp32: gradient of the new momentum (0 without GIVEN), becomes
+    that of the old.
     z [B·H, 6, d, d] gets dg in the products' dtype, in the order g0, g2, g0', g2', g1, g1', where g + g' is dg with
     twice the bits: with fewer frames than channels most of dg is orthogonal to all keys, and its rounding must not show
     in what is left. dmu [B·H, 3].
@@ -113,7 +141,9 @@ def momentum_backward_kernel(
         else:
             dm = tl.load(dw_ptr + own + within, mask=inside, other=0.0)
         if MOMENTUM:
-            after = tl.load(dm_ptr + own + within, mask=inside, other=0.0)
+            after = tl.zeros([ROWS, BLOCK_D], tl.float32)
+            if GIVEN:
+                after += tl.load(dm_ptr + own + within, mask=inside, other=0.0)
             dm = tl.where(learn, dm + after, 0.0)
             old = tl.load(m_old_ptr + m_own + within, mask=inside, other=0.0)
             total_mu += tl.sum(dm * old, 1)
@@ -174,9 +204,9 @@ def gradient_backward_kernel(
     hidden = tl.load(from_factors + 2 * D, mask=both, other=0.0).to(tl.float32)
     deta_ptr += bh * de_bh + at * 3
     e0_, e1_, e2_ = tl.sum(e0, 1), tl.sum(e1, 1), tl.sum(e2, 1)  # [frames]
-    tl.store(deta_ptr, tl.sum(d_gate * at_gate, 1) / tl.maximum(e0_, 1e-30), mask=learn)
-    tl.store(deta_ptr + 1, tl.sum(hidden * at_hidden, 1) / tl.maximum(e1_, 1e-30), mask=learn)
-    tl.store(deta_ptr + 2, tl.sum(d_up * at_up, 1) / tl.maximum(e2_, 1e-30), mask=learn)
+    tl.store(deta_ptr, tl.where(learn, tl.sum(d_gate * at_gate, 1) / tl.maximum(e0_, 1e-30), 0.0), mask=near)
+    tl.store(deta_ptr + 1, tl.where(learn, tl.sum(hidden * at_hidden, 1) / tl.maximum(e1_, 1e-30), 0.0), mask=near)
+    tl.store(deta_ptr + 2, tl.where(learn, tl.sum(d_up * at_up, 1) / tl.maximum(e2_, 1e-30), 0.0), mask=near)
     half = for_k_ptr.dtype.element_ty
     at_gate, at_up, at_hidden = e0 * at_gate, e2 * at_up, e1 * at_hidden
     on_gate = at_gate * d_hidden * up * bend + at_hidden * up * slope + at_up * d_hidden * slope
