@@ -15,19 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / 'benchmarks').is_dir(), reason='needs a checkout'),
     pytest.mark.skipif(torch.cuda.is_available(), reason='a tiny size for a CPU'),
 ]
-TINY = [
-    '--steps',
-    '2',
-    '--minutes',
-    '0.2',
-    '--workers',
-    '0',
-    '--encoder',
-    'n_layers=2',
-    '--score-seconds',
-    '4',
-    '--save',
-]
+TINY = '--steps 2 --minutes 0.2 --workers 0 --encoder n_layers=2 --score-seconds 4 --save'.split()
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +111,97 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     page = (tmp_path / 'docs/accuracy.md').read_text()
     assert '## Tiny' in page and '| LaCT-Conformer |' in page and 'learning and frozen' in page
     assert (tmp_path / 'docs/figures/accuracy-tiny.png').stat().st_size > 1000
+
+
+def untrained(corpus, folder, contestant, **more):
+    """A narrow model of a contestant, as .nemo, and it."""
+    from ablation_contestants import RECIPES
+    from contestants import EncDecCTCModelBPE, centre, config, tokenizer
+    from corpus import load
+
+    subwords = tokenizer([row['text'] for row in load(corpus)], folder / 'tokenizer', 64)
+    narrow = dict(d_model=64, n_layers=2, dropout=0.0, dropout_pre_encoder=0.0, dropout_att=0.0)
+    recipe = RECIPES[contestant]
+    model = EncDecCTCModelBPE(config(recipe, recipe.encoder | narrow | more, subwords, 1e-3, 10))
+    centre(model)
+    model.save_to(str(folder / 'model.nemo'))
+    return folder / 'model.nemo', model.eval()
+
+
+def test_newton_schulz_in_every_precision_and_its_table(scripts, corpus, monkeypatch, tmp_path):
+    import precision
+    import report
+    from voices import voices
+
+    from nemo_lact import ops
+    from nemo_lact.ops import fast_weights
+
+    path, model = untrained(corpus, tmp_path, 'Muon')
+    results = tmp_path / 'results/precision.json'
+    results.parent.mkdir()
+    options = ['--seconds', '3', '--chunks', '32', '4', '--output', str(results)]
+    monkeypatch.setattr(sys, 'argv', ['precision.py', str(path), '--corpus', str(corpus), *options])
+    precision.main()
+    rows = json.loads(results.read_text())['rows']
+    ways = ('fp64', 'frozen', 'fp32', 'fp16', 'bf16')
+    assert [(r['chunk'], r['precision']) for r in rows] == [(c, way) for c in (32, 4) for way in ways]
+    assert all(r['voice'] == 'test-voice0' and r['seconds'] > 3 and r['words'][0][1] > 0 for r in rows)
+    for chunk in (32, 4):
+        far = {r['precision']: r['difference'] for r in rows if r['chunk'] == chunk}
+        assert far['fp64'] == 0 < far['fp32'] < 0.1 * far['fp16'] and 2 * far['fp16'] < far['bf16']
+        assert far['frozen'] > 10 * far['fp32']
+
+    ((_, _, session),) = voices(corpus, 3)
+    _, found = precision.heard(model, session, 'fp64', 4)
+    assert ops.implementation() == 'auto' and fast_weights.orthogonalise is ops.orthogonalise
+    assert model.encoder.config.lact_chunk_size == 128 and model.encoder.adaptation
+    model.encoder.config.lact_chunk_size = 4
+    with torch.inference_mode():
+        sound = torch.from_numpy(session[0]['sound']).float()[None] / 32768
+        features, frames = model.preprocessor(input_signal=sound, length=torch.tensor([sound.size(1)]))
+        plain, frames = model.encoder(audio_signal=features, length=frames)
+    assert frames == len(found) > 30 and torch.equal(plain[0].T.double(), found)
+
+    monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    monkeypatch.setattr(sys, 'argv', ['report.py'])
+    report.main()
+    section = (tmp_path / 'docs/accuracy.md').read_text().split('## Newton-Schulz precision')[1]
+    table = [line.strip('| ').split(' | ') for line in section.splitlines() if line.startswith('|')][2:]
+    of = {(r['precision'], r['chunk']): (f'{100 * r["wer"]:.1f}', f'{r["difference"]:.1e}') for r in rows}
+    assert table == [[way, *of[way, 32], *of[way, 4]] for way in ways]
+
+
+
+def test_fp16_of_the_precisions_rounds_as_the_package_does(scripts):
+    import precision
+
+    from nemo_lact.ops import newton_schulz_half as half
+
+    m = torch.linalg.qr(torch.randn(3, 32, 32, dtype=torch.float64))[0] + 0.01 * torch.randn(3, 32, 32)
+    size = m.norm(dim=(-2, -1), keepdim=True)
+    ours, truth = (precision.PRECISIONS[name](m, True) for name in ('fp16', 'fp64'))
+    theirs = half.forward((m * half.SCALE / size).half()).double() / half.SCALE
+    assert (ours - theirs).norm() < 0.5 * (theirs - truth).norm() < 1e-3 * truth.norm()
+
+
+@pytest.mark.parametrize('contestant', ['LaCT-Conformer', 'FastConformer local', 'Muon'])
+def test_precision_refuses_a_model_that_cannot_have_them(scripts, corpus, monkeypatch, tmp_path, contestant):
+    import precision
+
+    wide = contestant == 'Muon'
+    path, _ = untrained(corpus, tmp_path, contestant, **(dict(inter_multi=2.0) if wide else {}))
+    monkeypatch.setattr(sys, 'argv', ['precision.py', str(path), '--corpus', str(corpus)])
+    with pytest.raises(SystemExit, match='inter_multi is 2.0' if wide else 'train.py Muon'):
+        precision.main()
+
+
+def test_a_corpus_without_held_out_voices_is_named(scripts, tmp_path):
+    from voices import voices
+
+    with pytest.raises(FileNotFoundError, match='test-voice.*corpus.py'):
+        list(voices(tmp_path, 3))
 
 
 def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):

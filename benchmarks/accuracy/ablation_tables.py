@@ -1,4 +1,7 @@
-"""Tables of a folder of ablations: WER, against the base, learning against frozen, averaged weights."""
+"""Tables of a folder of ablations: WER, against the base, learning against frozen, averaged weights.
+
+And of precision.py's report.
+"""
 
 from statistics import mean
 
@@ -26,6 +29,13 @@ MEANING = {
     'masks of the mean': 'SpecAugment writes the mean of the features (base: 0, louder than any speech)',
     'dropout 0.1': 'all three dropouts (base: 0.05)',
 }
+
+PRECISION = """\
+The same weights, all but Newton-Schulz in fp32 (fast weights in fp64). fp64 is what the package does for an fp32 model:
+its last two steps are in fp32. fp16 has matrices scaled by 256, bf16 is what LaCT's public code takes. The difference
+is that of the encoder's output from fp64's with the same chunks, relative, as a mean over the voices; that of "frozen"
+is all that the memory learns.
+"""
 
 
 def ablation_tables(reports: list[dict]) -> list[str]:
@@ -74,6 +84,32 @@ def ablation_tables(reports: list[dict]) -> list[str]:
             table(['ablation', *names], averaged),
         ]
     return parts
+
+
+def precision_section(report: dict) -> str:
+    """Part of the page, of a report of precision.py."""
+    rows = report['rows']
+    chunks, names, voices = (list(dict.fromkeys(row[key] for row in rows)) for key in ('chunk', 'precision', 'voice'))
+
+    def cells(name: str, chunk: int) -> list[str]:
+        own = [row for row in rows if (row['precision'], row['chunk']) == (name, chunk)]
+        if len(own) < len(voices):  # the run was ended
+            return ['', '']
+        errors, words = (sum(column) for column in zip(*(pair for row in own for pair in row['words'])))
+        return [f'{100 * errors / words:.1f}', f'{mean(row["difference"] for row in own):.1e}']
+
+    head = ['Newton-Schulz in', *(f'{what}, chunk {chunk}' for chunk in chunks for what in ('WER %', 'difference'))]
+    lengths = [row['seconds'] for row in rows]
+    seconds = '-'.join(f'{x:.0f}' for x in dict.fromkeys((min(lengths), max(lengths))))
+    where = f'on {report["device"]}, {report["date"]}'
+    parts = [
+        '## Newton-Schulz precision\n',
+        f'One session of {seconds} s of each of {len(voices)} held-out voices, {where}:\n',
+        f'    {report["command"]}\n',
+        PRECISION,
+        table(head, [[name, *(cell for chunk in chunks for cell in cells(name, chunk))] for name in names]),
+    ]
+    return '\n'.join(parts)
 
 
 def _rows(reports: list[dict]) -> list[tuple[str, list[dict], dict]]:

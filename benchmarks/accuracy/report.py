@@ -3,14 +3,15 @@
     python benchmarks/accuracy/report.py                     # writes docs/accuracy.md and docs/figures/accuracy-*.png
     python benchmarks/accuracy/report.py --keep OUT --name pilot   # first takes in OUT/*.json, without their texts
 
-benchmarks/accuracy/notes.md says what the numbers mean; a folder's notes.md goes above its tables.
+benchmarks/accuracy/notes.md says what the numbers mean; a folder's notes.md goes above its tables. precision.json, of
+precision.py, beside the folders makes a section of its own.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from ablation_tables import ablation_tables
+from ablation_tables import ablation_tables, precision_section
 from tables import FROZEN, gain, percent, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,8 @@ def main() -> None:
     notes = Path(__file__).with_name('notes.md').read_text()
     head = '# Accuracy\n\n<!-- Made by benchmarks/accuracy/report.py: change its notes. -->\n\n'
     sections = [section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
+    if (RESULTS / 'precision.json').exists():
+        sections.append(precision_section(json.loads((RESULTS / 'precision.json').read_text())))
     (ROOT / 'docs/accuracy.md').write_text(head + notes + '\n' + '\n'.join(sections))
 
 

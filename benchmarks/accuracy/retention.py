@@ -7,57 +7,28 @@ Retention has no weights of its own, so a model trained with one value can be ru
 than a chunk of the memory has the same text with any.
 """
 
-import argparse
-import json
-import shlex
-import sys
 import time
-from datetime import date
-from pathlib import Path
 
-import torch
-from corpus import load
-from feed import RATE
-from nemo.collections.asr.models import ASRModel
-from score import count, sessions, transcribe
-
-import nemo_lact  # noqa: F401  registers LaCTEncoder with NeMo
+from score import count, transcribe
+from voices import Report, options, restored, voices
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', type=Path)
-    parser.add_argument('--corpus', type=Path, required=True)
-    parser.add_argument('--seconds', type=float, default=3600, help='of each voice')
+    parser = options(__doc__, seconds=3600)
     parser.add_argument('--retention', type=float, nargs='*', default=[1.0, 0.9, 0.8, 0.5])
-    parser.add_argument('--output', type=Path)
     args = parser.parse_args()
-    model = ASRModel.restore_from(str(args.model), map_location='cpu')
-    model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
-    config = model.encoder.config
-    report = dict(
-        model=args.model.name, device=str(model.device), date=date.today().isoformat(),
-        command=shlex.join(['python', *sys.argv]), rows=[],
-    )  # fmt: skip
-    for path in sorted(args.corpus.glob('test-voice*.jsonl')):
-        kept, seconds = [], 0.0
-        for row in load(args.corpus, path.stem):
-            kept.append(row)
-            seconds += row['samples'] / RATE
-            if seconds > args.seconds:
-                break
-        session = sessions(kept, float('inf'))
+    model = restored(args.model)
+    report = Report(args, model)
+    for voice, seconds, session in voices(args.corpus, args.seconds):
         for retention in (None, *args.retention):
             model.encoder.adaptation = retention is not None
-            config.lact_retention = retention or 1.0
+            model.encoder.config.lact_retention = retention or 1.0
             began = time.monotonic()
             found = count(session, transcribe(model, session, False))
-            row = dict(voice=path.stem, seconds=seconds, retention=retention, words=found['words'], wer=found['wer'])
-            report['rows'].append({**row, 'took': time.monotonic() - began})
+            row = dict(voice=voice, seconds=seconds, retention=retention, words=found['words'], wer=found['wer'])
+            report.add(**row, took=time.monotonic() - began)
             how = 'frozen' if retention is None else f'retention {retention}'
-            print(f'{path.stem:14s} {seconds:6.0f} s  {how:14s} WER {found["wer"]:.2%}', flush=True)
-            if args.output:
-                args.output.write_text(json.dumps(report, indent=1))
+            print(f'{voice:14s} {seconds:6.0f} s  {how:14s} WER {found["wer"]:.2%}', flush=True)
 
 
 if __name__ == '__main__':

@@ -88,8 +88,12 @@ def test_sets(corpus: Path, most: float, only: Sequence[str] = ()) -> Iterator[t
 
 
 @torch.inference_mode()
-def transcribe(model, rows: list[dict], noisy: bool) -> list[str]:
-    """Greedy CTC. Rows of like lengths go together; what noise a row gets depends on its place alone."""
+def transcribe(model, rows: list[dict], noisy: bool, autocast: bool = True) -> list[str]:
+    """Greedy CTC. Rows of like lengths go together; what noise a row gets depends on its place alone.
+
+    Args:
+        autocast: bf16 on a GPU; False: the model's own precision.
+    """
     device, order = model.device, sorted(range(len(rows)), key=lambda i: rows[i]['samples'])
     texts, at = [''] * len(rows), 0
     while at < len(order):
@@ -106,7 +110,7 @@ def transcribe(model, rows: list[dict], noisy: bool) -> list[str]:
                 length = torch.tensor([len(piece)], device=device)
                 piece = acoustics(piece[None], length, clean=0.0, generator=generator)[0]
             target[: len(piece)] = piece
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == 'cuda'):
             features, frames = model.preprocessor(input_signal=sound, length=lengths)
             encoded, frames = model.encoder(audio_signal=features, length=frames)
             best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
