@@ -101,6 +101,7 @@ def chunk_gradient(sizes: Sizes, shares, k, v, eta, valid, w, half, part: slice,
         made, out = made.flatten(2), gradient[0].view(-1, 3, width, width)
         _wide_product(made[..., : 2 * width].mT, k_, out[:, :2].view(-1, 2 * width, width))
         _wide_product(v_.mT, made[..., 2 * width :], out[:, 2])
+        gradient[1:] = 0  # shares of narrow heads
         return
     grid, tiles = shares
     chunk_gradient_kernel[grid](
@@ -155,7 +156,7 @@ def retained(frames: Tensor, chunk: int, retention: float) -> Tensor | None:
     """
     if retention == 1.0:
         return None
-    return torch.pow(retention, (frames.float() / chunk).clamp(max=1.0))[..., None, None, None, None]
+    return torch.pow(retention, frames / chunk)[..., None, None, None, None]
 
 
 def packed(weights: FastWeights) -> Tensor:

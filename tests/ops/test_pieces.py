@@ -78,7 +78,7 @@ def test_attention_of_the_last_frames(contract):
 def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, retention, many):
     monkeypatch.setattr(fast_launches, 'WIDE_PRODUCTS', True)
     monkeypatch.setattr(fast_launches, 'MANY', many)
-    heads, chunk, unit = 2 if GPU else 1, 2 * width, torch.nn.functional.normalize
+    heads, chunk, unit = 2 if GPU else 1, max(2 * width, 80), torch.nn.functional.normalize  # 80: in two shares
     initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
     lengths = FastWeights(*(row_length(w) for w in initial))
     both = [cls(lengths, chunk, muon, momentum, initial, retention) for cls in (ReferenceChunks, FastChunks)]
