@@ -65,7 +65,9 @@ def fused_layer(
         start, sizes, (q, k, v, gate),
     )  # fmt: skip
     near = _attend(config, q, k, v, valid, window)
-    far, state = _remember(layer.mixer.memory, inputs, valid if learn is None else learn, adaptation, state, keep_state)
+    lengths = FastWeights(*(w[index] for w in layers.lengths))
+    learn = valid if learn is None else learn
+    far, state = _remember(layer.mixer.memory, inputs, learn, lengths, adaptation, state, keep_state)
     mixed = kernels.add_read(near, far, gate, layers.read_norm[own], layers.norm_eps)
     x = _added(x, mixed, layers.out, layers.out_bias, index)
     if layer.conv is not None:
@@ -99,7 +101,7 @@ def _attend(config, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, window: tupl
 
 
 def _remember(
-    memory: FastWeightMemory, inputs: pieces.MemoryInput, learn: Tensor, adaptation: bool,
+    memory: FastWeightMemory, inputs: pieces.MemoryInput, learn: Tensor, lengths: FastWeights, adaptation: bool,
     state: MemoryState | None, keep_state: bool,
 ) -> tuple[Tensor, MemoryState | None]:  # fmt: skip
     """The read, not yet normed and gated, [B, T, D]."""
@@ -112,7 +114,7 @@ def _remember(
         initial, weights, momentum = memory.unpacked(state, q.size(0), q)
     if adaptation:
         out, weights, momentum = lact_swiglu(
-            q, k, v, eta, mu, learn, weights, momentum, memory.row_lengths(initial),
+            q, k, v, eta, mu, learn, weights, momentum, lengths,
             config.lact_chunk_size, config.lact_mode, config.use_muon, config.use_momentum, initial,
             config.lact_retention,
         )  # fmt: skip

@@ -13,7 +13,6 @@ from torch import Tensor
 from nemo_lact import ops
 from nemo_lact.modules.fused_layer import _added, _feed_forward, sizes_of, why_not_fused
 from nemo_lact.modules.stacked_layers import StackedLayers, products_dtype, stacked_layers
-from nemo_lact.ops import fast_weights
 from nemo_lact.state import GROUPS, LaCTState
 
 _prepared: 'weakref.WeakKeyDictionary' = weakref.WeakKeyDictionary()  # StackedLayers -> what `_prepare` made of them
@@ -94,8 +93,7 @@ def fused_step(encoder, x: Tensor, before: LaCTState, after: LaCTState, pace) ->
 def _prepare(layers: StackedLayers):
     """Sizes of the memory, and of each layer its initial weights and their row lengths [H, 3, d]."""
     with torch.inference_mode(False), torch.no_grad():
-        lengths = fast_weights.FastWeights(*(fast_weights.row_length(w) for w in layers.initial))
-        lengths = ops.fast_launches.packed(lengths)[..., 0].contiguous()  # [L, H, 3, d]
+        lengths = ops.fast_launches.packed(layers.lengths)[..., 0].contiguous()  # [L, H, 3, d]
     # Nothing in fp16 may be coarser than the modules are in it.
     sizes = ops.fast_launches.Sizes(lengths.size(-1), lengths.device, precise=layers.dtype == torch.float16)
     return sizes, list(zip(zip(*(w.unbind() for w in layers.initial)), lengths.unbind()))

@@ -63,6 +63,7 @@ class StackedLayers:
         self.lr_base = first.lr_base
         own = [memory.initial_weights() for memory in memories]
         self.initial = FastWeights(*(torch.stack(w).clone() for w in zip(*own)))  # [L, H, ., .]
+        self.lengths = first.row_lengths(FastWeights(*(w.to(self.wide) for w in self.initial)))  # [L, H, ., 1]
         self.out, self.out_bias = self._linear([mixer.out for mixer in mixers])
         self.ff1 = self._feed_forward(layers, 'norm_ff1', 'ff1')
         self.ff2 = self._feed_forward(layers, 'norm_ff2', 'ff2')

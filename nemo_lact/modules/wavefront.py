@@ -83,7 +83,7 @@ class Wavefront:
         layers = stacked_layers(encoder, dtype)
         fast = fast_memory_problem(config, encoder.layers[0].mixer.memory, dtype, frames.device) is None
         options = (tuple(encoder.att_context_size), encoder.adaptation, fast, frames.size(0), frames.device)
-        self.key = (id(layers), config.lact_retention, *options)
+        self.key = (id(layers), repr(config), *options)  # settings may be changed between two passes
         kept = _idle.pop(encoder, None)  # while it is in use here, nobody else takes it
         if kept is not None and kept[0] == self.key:
             self.step, self.graph = kept[1:]

@@ -23,7 +23,7 @@ INTERPRETED = not isinstance(read_kernel, triton.JITFunction)
 FUSED_WIDTH = 192  # 3 × 3 tiles of 64 fill the registers and the shared memory of one program
 PROGRAMS = 96  # fewer than this leave most of a GPU idle: the frames of a chunk are split to reach it
 # fp16 leaves its range in the gradient; the interpreter multiplies bf16 as if it were integers.
-MANY = 32  # matrices from which the chunk gradient without backward goes by torch's batched products
+MANY = 3_000_000  # numbers in a chunk's keys from which its gradient without backward goes by torch's batched products
 # With bf16 operands and an fp32 result; since torch 2.8.
 WIDE_PRODUCTS = not INTERPRETED and 'dtype_out' in torch.ops.aten.bmm.overloads()
 PRODUCTS = torch.float32 if INTERPRETED else torch.bfloat16
@@ -89,7 +89,7 @@ def chunk_gradient(sizes: Sizes, shares, k, v, eta, valid, w, half, part: slice,
     """
     batch, heads, _, width = k.shape
     frames = part.stop - part.start
-    if WIDE_PRODUCTS and not keep and batch * heads >= MANY:
+    if WIDE_PRODUCTS and not keep and batch * heads * frames * width >= MANY:
         half = w.to(sizes.products).expand(batch, -1, -1, -1, -1) if half is None else half
         half = half.reshape(-1, 3, width, width)
         k_, v_ = (x[:, :, part].to(sizes.products).reshape(-1, frames, width) for x in (k, v))

@@ -139,6 +139,16 @@ def test_changed_weights_are_seen(tiny, on):
     assert encoder not in wavefront._idle
 
 
+@torch.no_grad()  # parameters made in inference mode have no version: what is made of them would not be kept
+def test_changed_settings_are_seen(tiny, contract, on):
+    encoder = LaCTEncoder(**{**tiny, 'segment_frames': 48}).eval()
+    signal, length = torch.randn(1, 16, 800), torch.tensor([800])
+    encoder.forward_with_state(signal, length)
+    for change in (dict(lact_chunk_size=8), dict(lact_mode='causal'), dict(lact_retention=0.5)):
+        vars(encoder.config).update(change)
+        same(contract, encoder.forward_with_state(signal, length), whole := whole_pass(encoder, signal, length), whole[1])
+
+
 def test_rule(tiny, on):
     def problem(chunks=100, **options):
         return wavefront.why_not_wavefront(LaCTEncoder(**{**tiny, **options}).eval(), chunks)
