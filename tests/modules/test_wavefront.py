@@ -146,7 +146,8 @@ def test_changed_settings_are_seen(tiny, contract, on):
     encoder.forward_with_state(signal, length)
     for change in (dict(lact_chunk_size=8), dict(lact_mode='causal'), dict(lact_retention=0.5)):
         vars(encoder.config).update(change)
-        same(contract, encoder.forward_with_state(signal, length), whole := whole_pass(encoder, signal, length), whole[1])
+        whole = whole_pass(encoder, signal, length)
+        same(contract, encoder.forward_with_state(signal, length), whole, whole[1])
 
 
 def test_rule(tiny, on):
