@@ -76,10 +76,10 @@ class RMSNorm(nn.Module):
         return (y * self.weight.to(y.dtype)).to(x.dtype)
 
 
-def _working_dtype(w: Tensor, q: Tensor) -> torch.dtype:
-    """float64 for the fast weights where fp32 is evaluated: the result must not depend on how the input was cut or
-    batched, and Newton-Schulz enlarges the rounding of an fp32 gradient some 500 times. Elsewhere their own dtype."""
-    exact = w.dtype == q.dtype == torch.float32 and w.device.type != 'mps'
+def working_dtype(w: Tensor, q: Tensor, use_muon: bool) -> torch.dtype:
+    """float64 for the fast weights where fp32 is evaluated with Muon: the result must not depend on how the input was
+    cut or batched, and Newton-Schulz enlarges the rounding of an fp32 gradient some 500 times. Else their own dtype."""
+    exact = use_muon and w.dtype == q.dtype == torch.float32 and w.device.type != 'mps'
     if exact and not torch.is_grad_enabled() and not torch.jit.is_tracing():
         return torch.float64
     return w.dtype
@@ -260,7 +260,7 @@ class FastWeightMemory(nn.Module):
     ) -> tuple[FastWeights, FastWeights, FastWeights]:
         """Initial weights [H, ., .], current weights and momentum [B, H, ., .] in the dtype to work in."""
         own = self.initial_weights()
-        dtype = _working_dtype(own.w0, q)
+        dtype = working_dtype(own.w0, q, self.config.use_muon)
         initial = FastWeights(*(w.to(dtype) for w in own))
         weights = FastWeights(*(w.expand(batch, -1, -1, -1) for w in initial))
         if state is None:

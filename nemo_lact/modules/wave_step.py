@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_lact import ops
-from nemo_lact.modules.fast_weights import MemoryState, _working_dtype
+from nemo_lact.modules.fast_weights import MemoryState, working_dtype
 from nemo_lact.modules.stacked_layers import StackedLayers
 from nemo_lact.ops import FastWeights, pieces
 from nemo_lact.ops.attention import window_mask
@@ -70,7 +70,7 @@ class WaveStep:
         self.near = window_mask(own, keys, *window, config.att_chunk(window))  # [C, K]
         self.own = own[:, None] == keys
         self.state_dtype = layers.initial.w0.dtype
-        dtype = _working_dtype(layers.initial.w0, self.x)
+        dtype = working_dtype(layers.initial.w0, self.x, config.use_muon)
         lengths = FastWeights(*(self._rows(ops.row_length(w.to(dtype))) for w in layers.initial))
         options = (lengths, chunk, config.use_muon, config.use_momentum)
         if config.lact_retention < 1:
@@ -94,7 +94,7 @@ class WaveStep:
         self.frames.copy_(frames)
         self.learn.fill_(True) if learn is None else self.learn.copy_(learn)
         self.offset.zero_() if offset is None else self.offset.copy_(offset)
-        dtype = _working_dtype(self.layers.initial.w0, self.x)
+        dtype = working_dtype(self.layers.initial.w0, self.x, self.config.use_muon)
         weights = [self._rows(w.to(dtype)) for w in self.layers.initial]
         momentum = [torch.zeros_like(w) for w in weights]
         if any(state is not None for state in states):
