@@ -57,6 +57,12 @@ def test_window_and_chunk_are_4096_feature_frames(name):
     assert sum(options['att_context_size']) * options['subsampling_factor'] == 4096
 
 
+@pytest.mark.parametrize('name', FILES)
+def test_second_ctc_loss_is_half_way_up(name):
+    interctc = OmegaConf.create(text(name)).model.interctc
+    assert interctc == dict(loss_weights=[0.3], apply_at_layers=[encoder_options(name)['n_layers'] // 2 - 1])
+
+
 def test_base_model_is_as_announced():
     options = encoder_options('lact_ctc_bpe')
     assert (options['d_model'], options['n_layers'], options['n_heads'], options['num_lact_heads']) == (768, 12, 12, 4)

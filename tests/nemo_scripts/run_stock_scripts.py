@@ -41,6 +41,7 @@ TINY = {
         *("model.encoder.n_layers=2", "model.encoder.d_model=64", "model.encoder.n_heads=4"),
         *("model.encoder.num_lact_heads=2", "model.encoder.lact_chunk_size=16"),
         *("model.encoder.att_context_size=[16,16]", "model.encoder.subsampling_conv_channels=32"),
+        "model.interctc.apply_at_layers=[0]",
     ],
     "conformer": ["model.encoder.n_layers=2", "model.encoder.d_model=64", "model.encoder.n_heads=4"],
 }

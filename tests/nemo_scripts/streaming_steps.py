@@ -18,6 +18,7 @@ CHOSEN = ["call-fwd-no-ans", "call-fwd-unconditional", "check-number-dial-again"
 WINDOWS = [[28, 13], [28, 6], [28, 1], [28, 0]]
 SMALL = [
     *("model.encoder.n_layers=2", "model.encoder.d_model=64", "model.encoder.n_heads=4"),
+    "model.interctc.apply_at_layers=[0]",
     *("model.encoder.subsampling_conv_channels=32", "model.encoder.dropout=0", "model.encoder.dropout_pre_encoder=0"),
     *("model.spec_augment.freq_masks=0", "model.spec_augment.time_masks=0"),
     "model.preprocessor.dither=0",  # as in the pipelines: silence is then a constant, not noise of variance 1
