@@ -14,5 +14,8 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 fi
 prepare_environment "$REPOSITORY/.venv-tests" dev
 use_half_of_the_cores
+# Tests start dozens of processes that import NeMo. Its modules are compiled once, also where the shell forbids to keep
+# what is compiled (as in containers): else each of the processes does it again, for 15 seconds.
+unset PYTHONDONTWRITEBYTECODE
 cd "$REPOSITORY"
 exec "$python" -m pytest -n 2 --dist loadfile "$@"  # two files at a time
