@@ -159,6 +159,10 @@ ABLATIONS = {
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),
     'more long rows': replace(but(), kinds=dict(short=0.2, middle=0.2, long=0.6)),
     'causal': but(lact_mode='causal'),
+    'causal, chunk 32': but(lact_mode='causal', lact_chunk_size=32),
+    'causal, chunk 32, more long rows': replace(
+        but(lact_mode='causal', lact_chunk_size=32), kinds=dict(short=0.2, middle=0.2, long=0.6)
+    ),
     'streaming': but(lact_mode='causal', att_context_size=[64, 0], **STREAMING),
     'both modes': replace(but(**STREAMING), model=BothModes),
     'no InterCTC': replace(but(), interctc=0.0),

@@ -22,6 +22,9 @@ MEANING = {
     'no long rows': 'half of the batches of rows of one utterance, half of rows of 16 s (base: 35% and 35%, 30% long)',
     'more long rows': '60% of the batches of long rows',
     'causal': '`lact_mode: causal`, window and convolutions hear frames to come',
+    'causal, chunk 32': 'a frame is read with what chunks of 2.6 s before its own taught, the first with the initial '
+    'weights: only what is worth keeping for later speech is learned',
+    'causal, chunk 32, more long rows': 'both',
     'streaming': 'causal memory, window [64, 0], causal convolutions and front end',
     'both modes': 'one model; convolutions and front end causal, at each step either bidirectional with window '
     '[64, 64] or as "streaming"; scored in both',
