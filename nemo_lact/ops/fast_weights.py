@@ -94,14 +94,9 @@ def _orthogonal_one(x: Tensor, rounded: bool) -> Tensor:
 
 def _moved(w: Tensor, step: Tensor, length: Tensor, learn: Tensor) -> Tensor:
     """W + step with rows scaled back to `length`; rows of the batch that learned nothing keep W to the bit."""
-    new = w + step
+    new = torch.addcmul(w, step, learn.to(w.dtype))
     # Multiply by a ratio: it is exactly 1 when nothing moved, so a zero step changes no bit.
-    return torch.where(learn, new * (length / row_length(new)), w)
-
-
-def _returned(w: Tensor, anchor: Tensor, kept: Tensor, learn: Tensor) -> Tensor:
-    """A + kept (W − A), which is A to the bit where W is; rows that learn nothing keep W."""
-    return torch.where(learn, anchor + kept * (w - anchor), w)
+    return new * torch.where(learn, length / row_length(new), 1.0)
 
 
 def update(
@@ -123,7 +118,7 @@ def update(
     With `retention` ρ below 1 the step starts from A + ρ (W − A), A the anchor.
 
     Args:
-        weights, momentum, gradient: [B, H, ., .].
+        weights, momentum, gradient: [B, H, ., .]; the gradient is zero in rows without frames.
         mu: [B, H] momentum gate, the mean over the chunk's valid frames.
         frames: [B] valid frames of the chunk. A row with none keeps weights and momentum.
         lengths: row lengths of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
@@ -137,30 +132,25 @@ def update(
     gain = (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0)[:, None, None, None]
     m0, m1, m2 = gradient.w0, gradient.w1, gradient.w2
     if use_momentum:
-        mu_ = mu[:, :, None, None].to(m0.dtype)
-        m0, m1, m2 = m0 + mu_ * momentum.w0, m1 + mu_ * momentum.w1, m2 + mu_ * momentum.w2
+        # M stays to the bit without frames.
+        kept = torch.where(learn, mu[:, :, None, None].to(m0.dtype), 1.0)
+        m0 = torch.addcmul(m0, kept, momentum.w0)
+        m1 = torch.addcmul(m1, kept, momentum.w1)
+        m2 = torch.addcmul(m2, kept, momentum.w2)
     s0, s1, s2 = m0, m1, m2
     if use_muon:
         s0, s1, s2 = _orthogonal(FastWeights(m0, m1, m2), rounded)
         s0, s1, s2 = gain * s0, gain * s1, gain * s2
     w0, w1, w2 = weights.w0, weights.w1, weights.w2  # a branch that gives a named tuple cannot be exported
-    if retention < 1.0:
-        kept = torch.pow(retention, gain)
-        w0 = _returned(w0, anchor.w0, kept, learn)
-        w1 = _returned(w1, anchor.w1, kept, learn)
-        w2 = _returned(w2, anchor.w2, kept, learn)
+    if retention < 1.0:  # lerp(A, W, ρ) is W to the bit where ρ is 1, without frames, and where W is A
+        left = torch.pow(retention, gain)
+        w0, w1, w2 = torch.lerp(anchor.w0, w0, left), torch.lerp(anchor.w1, w1, left), torch.lerp(anchor.w2, w2, left)
     moved = FastWeights(
         _moved(w0, s0, lengths.w0, learn),
         _moved(w1, s1, lengths.w1, learn),
         _moved(w2, s2, lengths.w2, learn),
     )
-    if use_momentum:
-        momentum = FastWeights(
-            torch.where(learn, m0, momentum.w0),
-            torch.where(learn, m1, momentum.w1),
-            torch.where(learn, m2, momentum.w2),
-        )
-    return moved, momentum
+    return moved, FastWeights(m0, m1, m2) if use_momentum else momentum
 
 
 def forgetting(weights: FastWeights, anchor: Optional[FastWeights], retention: float) -> Tuple[FastWeights, float]:

@@ -83,8 +83,10 @@ def lact_swiglu_step(
             full = filled + frames >= (index + 1) * chunk_size  # [B]
             if last_filled < (index + 1) * chunk_size:
                 break
+            done = full[:, None, None, None]
+            due = FastWeights(*(g * done.to(g.dtype) for g in gradient))
             weights, momentum = update(
-                weights, momentum, gradient, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
+                weights, momentum, due, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
                 use_muon, use_momentum, exact(weights, q), *forgetting(weights, anchor, retention),
             )  # fmt: skip
             fresh = ~full[:, None]
