@@ -22,14 +22,14 @@ if not GPU and not fast.INTERPRETED:
 )
 @pytest.mark.parametrize('adaptation', [True, False])
 def test_equals_the_modules(tiny, contract, options, adaptation):
-    encoder = LaCTEncoder(**{**tiny, 'n_layers': 2, **options}).to(DEVICE).eval()
+    encoder = LaCTEncoder(**{**tiny, 'n_heads': 2, **options}).to(DEVICE).eval()
     for parameter in encoder.layers.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     layers = stacked_layers(encoder, torch.bfloat16)
     x = torch.randn(2, 40, 32, device=DEVICE).bfloat16()
     valid = torch.arange(40, device=DEVICE) < torch.tensor([40, 31], device=DEVICE)[:, None]
     start = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    tables = rotary_tables(torch.arange(40, device=DEVICE), 8, 10000.0)
+    tables = rotary_tables(torch.arange(40, device=DEVICE), 16, 10000.0)
     state = other = None
     for _ in range(2):  # the second with a state, as if the same layer went on
         layer = encoder.layers[1]

@@ -71,10 +71,17 @@ def test_attention_of_the_last_frames(contract):
 
 
 @pytest.mark.parametrize('width', [64, 192, 256] if GPU else [19])
-@pytest.mark.parametrize(
-    'muon, momentum, retention', [(True, True, 1.0), (True, False, 1.0), (False, True, 1.0), (True, True, 0.6)]
+@pytest.mark.parametrize(  # many: from here on the chunk gradient goes by batched products, else by its own kernel
+    'many, muon, momentum, retention',
+    [
+        (10**9, True, True, 1.0),
+        (10**9, True, False, 1.0),
+        (10**9, False, True, 1.0),
+        (10**9, True, True, 0.6),
+        (1, True, False, 1.0),
+        (1, False, True, 0.6),
+    ],
 )
-@pytest.mark.parametrize('many', [1, 10**9])  # the chunk gradient by batched products, and by its own kernel
 def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, retention, many):
     monkeypatch.setattr(fast_launches, 'WIDE_PRODUCTS', True)
     monkeypatch.setattr(fast_launches, 'MANY', many)
