@@ -173,7 +173,6 @@ def test_newton_schulz_in_every_precision_and_its_table(scripts, corpus, monkeyp
     assert table == [[way, *of[way, 32], *of[way, 4]] for way in ways]
 
 
-
 def test_fp16_of_the_precisions_rounds_as_the_package_does(scripts):
     import precision
 
