@@ -57,7 +57,7 @@ def test_interctc_trains_middle_layers(tiny):
     loss = model.training_step(batch(), 0)['loss']
     loss.backward()
     assert loss.isfinite() and model.encoder.layers[1].ff2.down.weight.grad.isfinite().all()
-    with pytest.raises(ValueError, match=r'apply_at_layers is \[7\], but the encoder has 2 layers; give places from 0 to 1'):
+    with pytest.raises(ValueError, match=r'is \[7\], but the encoder has 2 layers; give places from 0 to 1,'):
         build(tiny, interctc={'loss_weights': [0.3], 'apply_at_layers': [7]}).training_step(batch(), 0)
 
 
