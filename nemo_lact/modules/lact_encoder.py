@@ -485,8 +485,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             wanted, layers = self.access_cfg.get('interctc', {}).get('capture_layers', []), len(self.layers)
             if any(not 0 <= i < layers for i in wanted):
                 raise ValueError(
-                    f'interctc.apply_at_layers is {list(wanted)}, but the encoder has {layers} layers; give places from '
-                    f'0 to {layers - 1}, e.g. model.interctc.apply_at_layers=[{max(0, layers // 2 - 1)}], or leave '
+                    f'interctc.apply_at_layers is {list(wanted)}, but the encoder has {layers} layers; give places '
+                    f'from 0 to {layers - 1}, e.g. model.interctc.apply_at_layers=[{max(0, layers // 2 - 1)}], or leave '
                     'InterCTC out: model.interctc.loss_weights=[] model.interctc.apply_at_layers=[]'
                 )
             self.interctc_capture_at_layers = wanted
