@@ -486,8 +486,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             if any(not 0 <= i < layers for i in wanted):
                 raise ValueError(
                     f'interctc.apply_at_layers is {list(wanted)}, but the encoder has {layers} layers; give places '
-                    f'from 0 to {layers - 1}, e.g. model.interctc.apply_at_layers=[{max(0, layers // 2 - 1)}], or leave '
-                    'InterCTC out: model.interctc.loss_weights=[] model.interctc.apply_at_layers=[]'
+                    f'from 0 to {layers - 1}, e.g. model.interctc.apply_at_layers=[{max(0, layers // 2 - 1)}], or '
+                    'no InterCTC: model.interctc.loss_weights=[] model.interctc.apply_at_layers=[]'
                 )
             self.interctc_capture_at_layers = wanted
         if index in self.interctc_capture_at_layers:
