@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,19 @@ class BothModes(Contestant):
         encoder.config.lact_mode = 'causal' if causal else 'bidirectional'
         left = encoder.config.window[0]
         encoder.change_attention_model(att_context_size=[left, 0 if causal else left])
+
+
+class TwoWindows(Contestant):
+    """Causal memory, convolutions and front end; the window hears frames to come or not, as training draws it.
+
+    Scored with each: offline, and as it streams.
+    """
+
+    def ways(self):
+        return {
+            '' if window[1] else 'causal': partial(self.encoder.set_default_att_context_size, window)
+            for window in self.encoder.att_context_size_all
+        }
 
 
 class SameStepMemory(FastWeightMemory):
@@ -165,6 +179,9 @@ ABLATIONS = {
     ),
     'streaming': but(lact_mode='causal', att_context_size=[64, 0], **STREAMING),
     'both modes': replace(but(**STREAMING), model=BothModes),
+    'two windows': replace(
+        but(lact_mode='causal', att_context_size=[[64, 64], [64, 0]], **STREAMING), model=TwoWindows
+    ),
     'no InterCTC': replace(but(), interctc=0.0),
     'CR-CTC': replace(but(), model=TwoViews, time_masks=12),
     'masks of the mean': replace(but(), mask_value=MEL[0]),

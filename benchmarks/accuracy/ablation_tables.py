@@ -28,6 +28,8 @@ MEANING = {
     'streaming': 'causal memory, window [64, 0], causal convolutions and front end',
     'both modes': 'one model; convolutions and front end causal, at each step either bidirectional with window '
     '[64, 64] or as "streaming"; scored in both',
+    'two windows': 'one model; causal memory, convolutions and front end, window [64, 64] or [64, 0]; scored with '
+    'both',
     'CR-CTC': 'two masked views of half the rows, 0.2 × symmetric KL divergence between them, 12 time masks (base: 5)',
     'masks of the mean': 'SpecAugment writes the mean of the features (base: 0, louder than any speech)',
     'dropout 0.1': 'all three dropouts (base: 0.05)',
