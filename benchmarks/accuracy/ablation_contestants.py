@@ -13,6 +13,7 @@ from nemo_lact import ops
 from nemo_lact.modules.fast_weights import FastWeightMemory
 
 BASE = 'LaCT-Conformer'
+MORE_LONG = dict(short=0.2, middle=0.2, long=0.6)
 JITTER = (32, 64, 128, 256)  # encoder frames of a chunk, drawn at every step
 CONSISTENCY = 0.2  # weight of the term beside the CTC loss, as in arXiv 2410.05101
 
@@ -171,12 +172,10 @@ ABLATIONS = {
     'rotary memory': but(ttt_nope=False),
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),
-    'more long rows': replace(but(), kinds=dict(short=0.2, middle=0.2, long=0.6)),
+    'more long rows': replace(but(), kinds=MORE_LONG),
     'causal': but(lact_mode='causal'),
     'causal, chunk 32': but(lact_mode='causal', lact_chunk_size=32),
-    'causal, chunk 32, more long rows': replace(
-        but(lact_mode='causal', lact_chunk_size=32), kinds=dict(short=0.2, middle=0.2, long=0.6)
-    ),
+    'causal, chunk 32, more long rows': replace(but(lact_mode='causal', lact_chunk_size=32), kinds=MORE_LONG),
     'streaming': but(lact_mode='causal', att_context_size=[64, 0], **STREAMING),
     'both modes': replace(but(**STREAMING), model=BothModes),
     'two windows': replace(

@@ -24,12 +24,12 @@ MEANING = {
     'causal': '`lact_mode: causal`, window and convolutions hear frames to come',
     'causal, chunk 32': 'a frame is read with what chunks of 2.6 s before its own taught, the first with the initial '
     'weights: only what is worth keeping for later speech is learned',
-    'causal, chunk 32, more long rows': 'both',
+    'causal, chunk 32, more long rows': 'that, and 60% of the batches of long rows',
     'streaming': 'causal memory, window [64, 0], causal convolutions and front end',
     'both modes': 'one model; convolutions and front end causal, at each step either bidirectional with window '
     '[64, 64] or as "streaming"; scored in both',
-    'two windows': 'one model; causal memory, convolutions and front end, window [64, 64] or [64, 0]; scored with '
-    'both',
+    'two windows': 'one model; causal memory, convolutions and front end; window [64, 64] or [64, 0], scored '
+    'with each',
     'CR-CTC': 'two masked views of half the rows, 0.2 × symmetric KL divergence between them, 12 time masks (base: 5)',
     'masks of the mean': 'SpecAugment writes the mean of the features (base: 0, louder than any speech)',
     'dropout 0.1': 'all three dropouts (base: 0.05)',

@@ -36,7 +36,8 @@ FEW = 48  # matrices up to which Newton-Schulz's backward is faster by torch's p
 
 def chunk_means(mu: Tensor, valid: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Mean of mu [B, H, T] over the valid [B, T] frames of each chunk, [B, H, n] fp32 (0 without any), and their
-    number [B, n] int32. n is 1 at least."""
+    number [B, n] int32. n is 1 at least.
+    """
     batch, heads, total = mu.shape
     steps = max(1, triton.cdiv(total, chunk))
     mean = mu.new_empty((batch, heads, steps), dtype=torch.float32)
@@ -197,7 +198,7 @@ def backward_pass(
         if use_momentum and d_momentum is not None:
             dm = d_momentum[index].contiguous() + (0 if first else dm)
         # parts of the gradient of the new weights: of the read with them, and of the chunk that learned from them
-        now = read[index] if bidirectional else read[index + 1] if index + 1 < steps else None
+        now = read[index] if bidirectional else None if first else read[index + 1]
         rows_backward_kernel[(rows, 3)](
             dw, dw if now is None else now, later, new[index], ratios[index], lengths, frames[:, index], d_lengths,
             d, size, heads, frames.stride(0), 1 / chunk,
@@ -283,8 +284,7 @@ def _by_chunks(tensors: tuple[Tensor, ...], steps: int, dtype: torch.dtype) -> t
 
 def _in_time(x: Tensor, like: Tensor) -> Tensor:
     """[n · B · H, C, d] -> [B, H, T, d] in the dtype of `like`, contiguous."""
-    batch, heads, total, width = like.shape
-    if x.size(1) == total:
+    if x.size(1) == like.size(2):
         return x.view(like.shape).to(like.dtype)
     result = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     chunks = result.unflatten(2, (-1, x.size(1))).permute(2, 0, 1, 3, 4)

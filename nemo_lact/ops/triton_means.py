@@ -11,7 +11,8 @@ def chunk_means_kernel(
 ):  # fmt: skip
     """Grid (B, chunks, H); mu [B, H, T], valid [B, T] -> mean [B, H, n] fp32 and frames [B, n] int32.
 
-    PARTS · BLOCK frames at least are a chunk."""
+    PARTS · BLOCK is a chunk or more.
+    """
     b, index, h = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     steps, heads = tl.num_programs(1), tl.num_programs(2)
     sums, found = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
