@@ -19,12 +19,25 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 SAMPLE_RATE = 16000
 # libsndfile's scale runs from 0 (256 kbit/s) to 1 (6 kbit/s); 0.9 gives about 32 kbit/s for one channel.
 COMPRESSION_LEVEL = 0.9
 PACKAGES = ('asterisk-core-sounds-en', 'asterisk-core-sounds-en-g722')
+SIGNS = dict(zip('0123456789*#', 'zero one two three four five six seven eight nine star pound'.split()))
+SPOKEN = {  # prompt -> what its text says, and what is said
+    'conf-adminmenu-menu8': ('umute', 'unmute'),
+    'demo-instruct': ('28.8', 'twenty eight point eight'),
+    'priv-callee-options': ('thru', 'through'),
+    'spy-iax2': ('(note: does not say "2")', ''),
+}
+SAID_IN_OTHERS = {'conf-adminmenu', 'conf-adminmenu-162', 'dir-intro', 'dir-usingkeypad'}  # all but a word or two
+CUTS = {  # prompt -> where to cut it, in seconds and words: within pauses
+    'demo-instruct': [(19.7, 48), (28.19, 75), (47.63, 121), (62.25, 164)],
+    'priv-callee-options': [(16.47, 43)],
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -53,7 +66,10 @@ def unpack(packages: Path) -> Path:
 
 
 def read_prompts(root: Path):
-    """Yield (name, source file, normalised text) for every prompt that is speech and spelt out in words."""
+    """Yield (name, source file, normalised text as spoken, split) for every prompt of speech.
+
+    Texts with digits are all for training; of the others, the text without its signs says the split.
+    """
     listing = next(root.glob('usr/share/doc/*/core-sounds-en.txt.gz'))
     sounds = next(root.glob('usr/share/asterisk/sounds/*'))
     with gzip.open(listing, 'rt', encoding='utf-8-sig') as lines:
@@ -61,21 +77,36 @@ def read_prompts(root: Path):
             if line.startswith(';') or ':' not in line:
                 continue
             name, text = (part.strip() for part in line.split(':', 1))
+            if text.startswith(('[', '(', '<')) or name in SAID_IN_OTHERS:  # "[ascending tones]"
+                continue
             source = sounds / f'{name}.g722'
-            is_noise = text.startswith(('[', '('))  # "[ascending tones]"
-            has_digits = re.search(r'\d', text)  # how "162" is spoken is anyone's guess
-            if source.exists() and normalise(text) and not is_noise and not has_digits:
-                yield name.replace('/', '_'), source, normalise(text)
+            split = 'train' if re.search(r'\d', text) else split_of(normalise(text))
+            spoken = text.replace(*SPOKEN.get(name, ('', '')))
+            spoken = normalise(re.sub(r'[\d*#]', lambda sign: f' {SIGNS[sign[0]]} ', spoken))
+            if source.exists() and spoken:
+                yield name.replace('/', '_'), source, spoken, split
 
 
-def convert(source: Path, target: Path) -> float:
-    """Decode G.722 `source`, write Ogg/Opus `target`; returns the duration in seconds as read back."""
+def pieces(name: str, seconds: float, text: str):
+    """Yield (name, start, end, text) of the parts of a prompt, one part if `CUTS` does not have it."""
+    words, cuts = text.split(), CUTS.get(name, [])
+    borders = [(0.0, 0), *cuts, (seconds, len(words))]
+    for number, ((start, first), (end, last)) in enumerate(zip(borders, borders[1:]), 1):
+        yield f'{name}-{number}' if cuts else name, start, end, ' '.join(words[first:last])
+
+
+def decode(source: Path) -> np.ndarray:
+    """G.722 as int16 samples of 16 kHz."""
     command = ['ffmpeg', '-v', 'error', '-i', str(source), '-ac', '1', '-ar', str(SAMPLE_RATE), '-f', 's16le', '-']
-    pcm = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.int16)
+
+
+def encode(samples: np.ndarray, target: Path) -> float:
+    """Write Ogg/Opus `target`; returns the duration in seconds as read back."""
     with soundfile.SoundFile(
         target, 'w', SAMPLE_RATE, 1, format='OGG', subtype='OPUS', compression_level=COMPRESSION_LEVEL
     ) as out:
-        out.buffer_write(pcm, dtype='int16')
+        out.write(samples)
     info = soundfile.info(target)
     return info.frames / info.samplerate
 
@@ -100,11 +131,14 @@ def main():
     audio = args.output / 'audio'
     audio.mkdir(parents=True, exist_ok=True)
     manifests = {'train': [], 'dev': [], 'test': []}
-    for name, source, text in read_prompts(root):
-        duration = convert(source, audio / f'{name}.ogg')
-        # The path is relative: NeMo looks for it beside the manifest.
-        row = {'audio_filepath': f'audio/{name}.ogg', 'duration': round(duration, 3), 'text': text}
-        manifests[split_of(text)].append({**row, 'speaker': 'allison_smith'})
+    for name, source, text, split in read_prompts(root):
+        samples = decode(source)
+        for part, start, end, said in pieces(name, len(samples) / SAMPLE_RATE, text):
+            cut = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+            duration = encode(cut, audio / f'{part}.ogg')
+            # The path is relative: NeMo looks for it beside the manifest.
+            row = {'audio_filepath': f'audio/{part}.ogg', 'duration': round(duration, 3), 'text': said}
+            manifests[split].append({**row, 'speaker': 'allison_smith'})
 
     (args.output / 'LICENSE').write_text(licence_text(root), encoding='utf-8')
     for split, rows in manifests.items():

@@ -23,7 +23,7 @@ def rows_of(split):
 @pytest.mark.parametrize('split', SPLITS)
 def test_rows_have_what_nemo_needs(split):
     rows = rows_of(split)
-    assert len(rows) == {'train': 390, 'dev': 53, 'test': 50}[split]
+    assert len(rows) == {'train': 449, 'dev': 53, 'test': 50}[split]
     for row in rows:
         assert set(row) == {'audio_filepath', 'duration', 'text', 'speaker'}
         assert not Path(row['audio_filepath']).is_absolute()
