@@ -196,6 +196,81 @@ def test_precision_refuses_a_model_that_cannot_have_them(scripts, corpus, monkey
         precision.main()
 
 
+def test_probe_of_what_the_memory_holds_and_its_table(scripts, corpus, monkeypatch, tmp_path):
+    import probe
+    import report
+
+    from nemo_lact import ops
+
+    path, model = untrained(corpus, tmp_path, 'LaCT-Conformer', lact_chunk_size=16)
+    rows = [row | {'speaker': 'ab'[i % 2]} for i, row in enumerate(rows_of('train', 16))]
+    manifest, results = tmp_path / 'two.json', tmp_path / 'results/probe.json'
+    manifest.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    results.parent.mkdir()
+    options = ['--manifest', str(manifest), '--seconds', '4', '--output', str(results)]
+    monkeypatch.setattr(sys, 'argv', ['probe.py', str(path), *options])
+    probe.main()
+    found = json.loads(results.read_text())
+    assert ops.implementation() == 'auto' and found['speakers'] == 2 and found['sessions'] >= 4
+    assert [row['layer'] for row in found['rows']] == [1, 2]
+    for row in found['rows']:
+        assert row['moved'] > 1e-4 and row['share'] > 0 and row['frozen'] > 0
+        assert 0 < row['same_voice'] and 0 < row['other_voice'] and 0 <= row['voice_by_weights'] <= 1
+    assert 0 < found['output']['other_voice'] < 1
+
+    session = probe.joined(manifest, 4.0)[0]
+    features = probe.features_of(model, session)
+    with torch.inference_mode():
+        plain, frames = model.encoder(audio_signal=features, length=torch.tensor([features.size(2)]))
+    fresh = probe.hear(model.encoder, features)
+    assert torch.equal(plain[0].T, fresh.output) and frames == len(fresh.reads[1]) == len(fresh.near[0])
+    again = probe.hear(model.encoder, features, model.encoder.init_state(1))
+    assert probe.relative(fresh.output, again.output) < 1e-6
+    mixer = model.encoder.layers[0].mixer
+    with torch.inference_mode():
+        x = fresh.inputs[0][None]
+        cos, sin = (torch.ones(1, 1), torch.zeros(1, 1))
+        q, k, v = mixer.qkv(x).chunk(3, dim=-1)
+        read, _ = mixer.memory(x, q, k, v, torch.ones(x.shape[:2], dtype=torch.bool), cos, sin, True, None, False)
+    assert probe.relative(read[0], fresh.reads[0]) < 1e-5
+
+    monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'results/probe.md').write_text('What it says.\n')
+    monkeypatch.setattr(sys, 'argv', ['report.py'])
+    report.main()
+    section = (tmp_path / 'docs/accuracy.md').read_text().split('## What the memory holds')[1]
+    table = [line.strip('| ').split(' | ') for line in section.splitlines() if line.startswith('|')][2:]
+    assert 'What it says.' in section and [line[0] for line in table] == ['1', '2', 'output']
+    assert table[1][2] == f'{100 * found["rows"][1]["moved"]:.0f}%'
+
+
+def test_voices_are_told_apart_by_the_nearest_session(scripts):
+    import probe
+
+    far = torch.tensor([[9.0, 1], [9, 2], [-9, 1], [-9, 2], [-9, 3]])
+    assert probe.same_speaker(far, ['a', 'a', 'b', 'b', 'b']) == 1
+    assert probe.same_speaker(far, ['a', 'b', 'c', 'c', 'd']) == pytest.approx(1 / 5)  # the third's
+    assert probe.same_speaker(far, list('abcde')) == 0
+    assert probe.chance(['a', 'a', 'b', 'b', 'b']) == pytest.approx((2 * 1 + 3 * 2) / 5 / 4)
+    begun = probe.starts(['s0', 's1', 's2', 's3'], ['a', 'b', 'a', 'b'], 2)
+    assert begun == {'frozen': None, 'same_voice': 's0', 'other_voice': 's3'}
+
+
+def test_probe_needs_a_memory_and_two_voices(scripts, corpus, monkeypatch, tmp_path):
+    import probe
+
+    path, _ = untrained(corpus, tmp_path, 'FastConformer local')
+    manifest = tmp_path / 'one.json'
+    manifest.write_text(''.join(json.dumps(row) + '\n' for row in rows_of('train', 6)))
+    monkeypatch.setattr(sys, 'argv', ['probe.py', str(path), '--manifest', str(manifest)])
+    with pytest.raises(SystemExit, match='no memory that learns'):
+        probe.main()
+    with pytest.raises(SystemExit, match='fewer than two speakers'):
+        probe.joined(manifest, 3.0)
+
+
 def test_a_corpus_without_held_out_voices_is_named(scripts, tmp_path):
     from voices import voices
 

@@ -4,7 +4,7 @@
     python benchmarks/accuracy/report.py --keep OUT --name pilot   # first takes in OUT/*.json, without their texts
 
 benchmarks/accuracy/notes.md says what the numbers mean; a folder's notes.md goes above its tables. precision.json, of
-precision.py, beside the folders makes a section of its own.
+precision.py, and probe.json with probe.md, of probe.py, beside the folders make sections of their own.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from ablation_tables import ablation_tables, precision_section
-from tables import FROZEN, gain, percent, table
+from tables import FROZEN, gain, percent, probe_section, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results/accuracy'
@@ -102,6 +102,9 @@ def main() -> None:
     sections = [section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
     if (RESULTS / 'precision.json').exists():
         sections.append(precision_section(json.loads((RESULTS / 'precision.json').read_text())))
+    if (RESULTS / 'probe.json').exists():
+        probe = json.loads((RESULTS / 'probe.json').read_text())
+        sections.append(probe_section(probe, (RESULTS / 'probe.md').read_text()))
     (ROOT / 'docs/accuracy.md').write_text(head + notes + '\n' + '\n'.join(sections))
 
 

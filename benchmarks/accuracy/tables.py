@@ -32,3 +32,25 @@ def gain(scores: dict | None, base: dict | None) -> str:
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+PROBE = {  # key of a row of probe.py -> column
+    'share': 'memory / attention', 'moved': 'weights moved', 'frozen': 'read changed by freezing',
+    'same_voice': "by the same voice's past", 'other_voice': "by another's past",
+    'voice_by_weights': 'voice known by the weights', 'voice_by_input': 'by the input',
+}  # fmt: skip
+
+
+def probe_section(report: dict, notes: str) -> str:
+    """Part of the page, of a report of probe.py."""
+    rows = [[str(row['layer']), *(f'{100 * row[key]:.0f}%' for key in PROBE)] for row in report['rows']]
+    output = [f'{100 * report["output"][key]:.0f}%' if key in report['output'] else '' for key in PROBE]
+    return '\n'.join([
+        '## What the memory holds\n',
+        f'{report["sessions"]} sessions, {report["seconds"] / 60:.0f} min, of {report["speakers"]} voices, fp32 on '
+        f'{report["device"]}, {report["date"]}:\n',
+        f'    {report["command"]}\n',
+        notes,
+        table(['layer', *PROBE.values()], [*rows, ['output', *output]]),
+        f'The nearest session is of the same voice by chance in {100 * report["chance"]:.0f}%.\n',
+    ])  # fmt: skip

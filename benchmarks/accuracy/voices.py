@@ -17,13 +17,19 @@ from score import sessions
 import nemo_lact  # noqa: F401  registers LaCTEncoder with NeMo
 
 
-def options(doc: str, seconds: float) -> argparse.ArgumentParser:
-    """Model, corpus, seconds of each voice and where the report goes."""
+def script_options(doc: str) -> argparse.ArgumentParser:
+    """Model, and where the report goes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path)
+    parser.add_argument('--output', type=Path)
+    return parser
+
+
+def options(doc: str, seconds: float) -> argparse.ArgumentParser:
+    """Also the corpus, and seconds of each voice."""
+    parser = script_options(doc)
     parser.add_argument('--corpus', type=Path, required=True)
     parser.add_argument('--seconds', type=float, default=seconds, help='of each voice')
-    parser.add_argument('--output', type=Path)
     return parser
 
 
