@@ -102,7 +102,7 @@ def test_an_ablation_trains_and_is_scored(corpus, monkeypatch, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['chunk jitter', 'both modes'])
+@pytest.mark.parametrize('name', ['chunk jitter', 'both modes', 'frozen at times'])
 def test_what_changes_from_step_to_step_is_compiled_and_learns_the_same(corpus, monkeypatch, tmp_path, name):
     monkeypatch.setattr('nemo_lact.modules.compiled.BACKEND', 'aot_eager')  # graphs without C++
     torch._dynamo.reset()
@@ -199,6 +199,26 @@ def test_two_views_agree_with_themselves_and_pull_on_each_other():
     # Of KL(fixed p || q) by the logits of q: q - p, and by those of p nothing.
     assert torch.allclose(gradient[1, :3], 0.5 * (q.exp() - p.exp())[:3], atol=1e-6)
     assert torch.allclose(gradient[0], -gradient[1], atol=1e-6) and gradient[:, 3:].abs().max() == 0
+
+
+@pytest.mark.slow
+def test_frozen_at_times_learns_at_times_and_when_it_is_scored(corpus, monkeypatch, tmp_path):
+    import ablation_contestants
+
+    from nemo_lact.modules import LaCTEncoder
+
+    seen, forward = [], LaCTEncoder.forward
+
+    def noted(self, *args, **kwargs):
+        seen.append((self.training, self.adaptation))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaCTEncoder, 'forward', noted)
+    monkeypatch.setattr(ablation_contestants, 'FROZEN_STEPS', 0.5)
+    report = train(monkeypatch, corpus, tmp_path, 'frozen at times', '--steps', '6')
+    assert {learns for training, learns in seen if training} == {True, False}
+    assert [learns for training, learns in seen if not training][0]  # then the pass that is frozen
+    assert all(math.isfinite(row['loss']) for row in report['log'])
 
 
 def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from nemo_lact.modules.fast_weights import FastWeightMemory
 BASE = 'LaCT-Conformer'
 MORE_LONG = dict(short=0.2, middle=0.2, long=0.6)
 JITTER = (32, 64, 128, 256)  # encoder frames of a chunk, drawn at every step
+FROZEN_STEPS = 0.3
 CONSISTENCY = 0.2  # weight of the term beside the CTC loss, as in arXiv 2410.05101
 
 
@@ -34,6 +35,27 @@ class ChunkJitter(Contestant):
 
     def _as_configured(self) -> None:
         self.encoder.config.lact_chunk_size = self.scored
+
+
+class FrozenAtTimes(Contestant):
+    """In a share of the steps the memory does not learn, so its initial weights must do by themselves.
+
+    What learning gains over them is then what it learned of the recording.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.draw = random.Random(0)
+
+    def training_step(self, batch, batch_nb):
+        self.encoder.adaptation = self.draw.random() >= FROZEN_STEPS
+        return super().training_step(batch, batch_nb)
+
+    def ways(self):
+        return {'': self._learning}
+
+    def _learning(self) -> None:
+        self.encoder.adaptation = True
 
 
 class BothModes(Contestant):
@@ -160,6 +182,7 @@ ABLATIONS = {
     'chunk 32': but(lact_chunk_size=32),
     'chunk 512': but(lact_chunk_size=512),
     'chunk jitter': replace(but(), model=ChunkJitter),
+    'frozen at times': replace(but(), model=FrozenAtTimes),
     'window 16': but(att_context_size=[16, 16]),
     'window 16, memory not learning': but(att_context_size=[16, 16], adaptation=False),
     'window 128': but(att_context_size=[128, 128]),

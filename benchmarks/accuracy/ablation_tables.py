@@ -14,6 +14,7 @@ MEANING = {
     'no convolution': 'wider feed-forwards instead',
     'no macaron': 'one feed-forward of twice the width',
     'no retention': '`lact_retention` 1 where the base has 0.8',
+    'frozen at times': 'in 30% of the steps the memory does not learn, so its initial weights must do by themselves',
     'chunk jitter': 'in training a chunk of 32, 64, 128 or 256 frames at each step; scored at 128',
     'Muon': 'orthogonalised steps with `base_lr` 0.001',
     'rotary memory': '`ttt_nope: false`',

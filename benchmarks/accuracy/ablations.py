@@ -28,7 +28,7 @@ no convolution | no macaron | LaCT transformer | same step for any evidence | ch
 masks of the mean | dropout 0.1 | Muon | no momentum | rotary memory | 4 memory heads | 1 memory head
 memory width 2 | window 16 | window 128 | no long rows | more long rows
 no retention | window 16, memory not learning | causal | causal, chunk 32 | causal, chunk 32, more long rows
-two windows | base_lr 0.001
+two windows | base_lr 0.001 | frozen at times
 """
 
 
