@@ -25,7 +25,7 @@ GAIN_DB = (-4.0, 4.0)  # of one run against the others of its row
 LONGEST_RUN = 2  # words taken together from one prompt
 SHORTEST_WORD = 0.1  # seconds; the alignment did not find the shorter ones
 LONGEST_ROW = 12  # words joined, about
-LONGEST_SECONDS = 16.0
+LONGEST_SECONDS = 22.0
 LETTERS_PER_SECOND = 22.0  # more than CTC can place in its 25 frames a second, with blanks between equal letters
 
 Prompt = tuple[np.ndarray, list[tuple[str, int, int]]]  # samples, and each word with its first and last sample

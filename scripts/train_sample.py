@@ -7,9 +7,9 @@ The recipe is a config (model, optimiser, schedule, time limit); the options and
 through NeMo exactly as its speech_to_text_ctc.py does. A run that was interrupted goes on from its last checkpoint
 when it is started again with the same --output-dir; one that had ended is only evaluated again.
 
-Writes into --output-dir: model.nemo (the weights of the best validation), lm.arpa (if the recipe has a language
-model), test_transcripts.json, report.md, report.png, training/ (NeMo's logs and checkpoints), and speech/ (if the
-recipe makes rows of its own).
+Writes into --output-dir: model.nemo (the weights of the best validation, blended with the first ones if the recipe
+says so), lm.arpa (if the recipe has a language model), test_transcripts.json, report.md, report.png, training/ (NeMo's
+logs and checkpoints), and speech/ (if the recipe makes rows of its own).
 """
 
 import argparse
@@ -100,6 +100,25 @@ def quote(value) -> str:
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
+def blend(tuned: Path, start: str, share: float, target: Path) -> None:
+    """Write a model of `share` of the tuned weights, the rest of those that the tuning began with.
+
+    It loses less of what the first model knew. Source: arXiv 2109.01903.
+    """
+    import torch
+
+    from nemo_lact.transcription import load_model
+
+    if not 0 < share <= 1:
+        raise ValueError(f'blend={share}; give the share of the tuned weights, above 0 and up to 1')
+    model, first = load_model(tuned, 'cpu'), load_model(start, 'cpu').state_dict()
+    model.load_state_dict({
+        name: torch.lerp(first[name], weight, share) if weight.is_floating_point() else weight
+        for name, weight in model.state_dict().items()
+    })  # fmt: skip
+    model.save_to(str(target))
+
+
 def evaluate(model_file: Path, args: argparse.Namespace, search):
     """Restore the saved model, as a user would, and score it on the held-out speech.
 
@@ -184,7 +203,9 @@ def main(args: argparse.Namespace) -> None:
         ) from error
     seconds = time.monotonic() - started
     model_file = args.output_dir / 'model.nemo'
-    if written:
+    if written and cfg.get('blend'):
+        blend(written[0], cfg.init_from_nemo_model, cfg.blend, model_file)
+    elif written:
         shutil.copyfile(written[0], model_file)
     elif not model_file.exists():
         raise RuntimeError(f'training ended without a model in {training}; remove that folder to start afresh')

@@ -173,9 +173,39 @@ def test_the_recipe_trains_on_rows_of_its_own_where_word_ends_are_known(train_sa
 
 
 @pytest.mark.parametrize(
-    'options', [[*SCRATCH, 'splice.rows=0'], ['--data-dir', '.'], []], ids=['rows 0', 'no word ends', 'fine-tuning']
+    'options', [[*SCRATCH, 'splice.rows=0'], ['--data-dir', '.'], ['~splice']], ids=['rows 0', 'no word ends', 'none']
 )
 def test_the_prompts_as_they_are(train_sample, monkeypatch, tmp_path, options):
     monkeypatch.setattr(sys, 'argv', ['train_sample.py', '--output-dir', str(tmp_path), *options])
     assert not train_sample.splice(train_sample.parse_arguments())
     assert not list(tmp_path.iterdir())
+
+
+def test_blend_is_between_the_two_models(train_sample, tmp_path):
+    import torch
+    from small_models import build
+
+    from nemo_lact.transcription import load_model
+
+    sizes = dict(feat_in=16, d_model=32, n_layers=1, n_heads=2, num_lact_heads=2)
+    options = sizes | dict(conv_kernel_size=5, conv_norm_type='batch_norm')
+    files = [tmp_path / name for name in ('first.nemo', 'tuned.nemo', 'blend.nemo')]
+    weights = []
+    for seed, file in enumerate(files[:2]):
+        torch.manual_seed(seed)
+        model = build(options)
+        model.encoder.layers[0].conv.batch_norm.running_mean.fill_(seed)
+        model.save_to(str(file))
+        weights.append(model.state_dict())
+    train_sample.blend(files[1], str(files[0]), 0.25, files[2])
+    found = load_model(files[2], 'cpu').state_dict()
+    assert found.keys() == weights[1].keys()
+    for name, weight in found.items():
+        if weight.is_floating_point():
+            assert torch.allclose(weight, 0.75 * weights[0][name] + 0.25 * weights[1][name], atol=1e-6), name
+    assert (found['encoder.layers.0.conv.batch_norm.running_mean'] == 0.25).all()
+    qkv = 'encoder.layers.0.mixer.qkv.weight'
+    assert not torch.equal(weights[0][qkv], weights[1][qkv])
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=f'blend={share}'):
+            train_sample.blend(files[1], str(files[0]), share, files[2])
