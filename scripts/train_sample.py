@@ -7,9 +7,9 @@ The recipe is a config (model, optimiser, schedule, time limit); the options and
 through NeMo exactly as its speech_to_text_ctc.py does. A run that was interrupted goes on from its last checkpoint
 when it is started again with the same --output-dir; one that had ended is only evaluated again.
 
-Writes into --output-dir: model.nemo (the weights of the best validation, blended with the first ones if the recipe
-says so), lm.arpa (if the recipe has a language model), test_transcripts.json, report.md, report.png, training/ (NeMo's
-logs and checkpoints), and speech/ (if the recipe makes rows of its own).
+Writes into --output-dir: model.nemo (the last weights or those of the best validation, blended with the first ones if
+the recipe says so), lm.arpa (if the recipe has a language model), test_transcripts.json, report.md, report.png,
+training/ (NeMo's logs and checkpoints), and speech/ (if the recipe makes rows of its own).
 """
 
 import argparse
@@ -64,7 +64,6 @@ def hydra_overrides(args: argparse.Namespace, spliced: bool = False) -> list[str
         '++exp_manager.resume_if_exists=true',
         '++exp_manager.resume_ignore_no_checkpoint=true',  # the first time there is nothing to resume
         '++exp_manager.resume_past_end=true',
-        '++exp_manager.checkpoint_callback_params.save_best_model=true',
         '++trainer.enable_progress_bar=false',
     ]
     if spliced:
