@@ -15,7 +15,7 @@ from nemo_lact.modules.fast_weights import FastWeightMemory
 BASE = 'LaCT-Conformer'
 MORE_LONG = dict(short=0.2, middle=0.2, long=0.6)
 JITTER = (32, 64, 128, 256)  # encoder frames of a chunk, drawn at every step
-FROZEN_STEPS = 0.3
+FROZEN_STEPS = 0.3  # share of the steps
 CONSISTENCY = 0.2  # weight of the term beside the CTC loss, as in arXiv 2410.05101
 
 
