@@ -52,10 +52,7 @@ class FrozenAtTimes(Contestant):
         return super().training_step(batch, batch_nb)
 
     def ways(self):
-        return {'': self._learning}
-
-    def _learning(self) -> None:
-        self.encoder.adaptation = True
+        return {'': partial(setattr, self.encoder, 'adaptation', True)}
 
 
 class BothModes(Contestant):

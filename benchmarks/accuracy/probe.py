@@ -112,26 +112,26 @@ def measured(encoder, sessions: list[Tensor], speakers: list[str]) -> tuple[list
     """Rows of the layers and what the output changed by, of sessions as features [1, feat_in, T]."""
     layers, chunk = encoder.layers, encoder.config.lact_chunk_size
     initial = [torch.cat([w.flatten() for w in layer.mixer.memory.initial_weights()]) for layer in layers]
-    inputs, learned, states, values, output = [], [], [], [], []
+    inputs, learned, states, begun, values, output = [], [], [], [], [], []
     for features in sessions:
         fresh = hear(encoder, features)
         states.append(fresh.state)
+        begun.append(([read[:chunk].clone() for read in fresh.reads], fresh.output[:chunk].clone()))
         inputs.append([x.mean(0) for x in fresh.inputs])
         learned.append([torch.cat([w[i, 0].flatten() for w in fresh.state.weights]) for i in range(len(layers))])
         values.append([
             dict(share=float(read.norm() / near.norm()), moved=float(moved.norm() / w0.norm()))
             for read, near, moved, w0 in zip(fresh.reads, fresh.near, learned[-1], initial)
         ])  # fmt: skip
-    for n, features in enumerate(sessions):
-        fresh = hear(encoder, features)
+    for n, (features, (reads, said)) in enumerate(zip(sessions, begun)):
         output.append({})
         for name, state in starts(states, speakers, n).items():
             encoder.adaptation = name != 'frozen'
             other = hear(encoder, features, state)
             encoder.adaptation = True
-            for value, a, b in zip(values[n], fresh.reads, other.reads):
-                value[name] = relative(a[:chunk], b[:chunk])
-            output[n][name] = relative(fresh.output[:chunk], other.output[:chunk])
+            for value, a, b in zip(values[n], reads, other.reads):
+                value[name] = relative(a, b[:chunk])
+            output[n][name] = relative(said, other.output[:chunk])
     rows = [
         dict(
             layer=i + 1, **middle([session[i] for session in values]),
