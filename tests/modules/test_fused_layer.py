@@ -30,15 +30,24 @@ def test_equals_the_modules(tiny, contract, options, adaptation):
     valid = torch.arange(40, device=DEVICE) < torch.tensor([40, 31], device=DEVICE)[:, None]
     start = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     tables = rotary_tables(torch.arange(40, device=DEVICE), 16, 10000.0)
-    state = other = None
+    state = other = half = None
     for _ in range(2):  # the second with a state, as if the same layer went on
         layer = encoder.layers[1]
         out, state = fused_layer(layer, layers, 1, x, valid, start, (8, 8), adaptation, state, True, None)
         truth, other = layer(x.float(), valid, *tables, (8, 8), adaptation, other, True)
         error = ((out.float() - truth) * valid[..., None]).norm() / (truth * valid[..., None]).norm()
         contract('layer by kernels = modules in fp32 (bf16, relative)', error, 2e-2)
-        for a, b in zip(state.weights, other.weights):
-            contract('layer by kernels: memory (bf16, relative)', (a - b).norm() / b.norm().clamp(min=1e-6), 5e-2)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            half = layer(x.float(), valid, *tables, (8, 8), adaptation, half, True)[1]
+        ours, theirs = (_apart(memory.weights, other.weights) for memory in (state, half))
+        if adaptation:
+            contract('layer by kernels: memory, error against that of the modules in bf16', ours / theirs, 2)
+        else:
+            assert ours == theirs == 0
+
+
+def _apart(some, others):
+    return torch.stack([(a - b).norm() for a, b in zip(some, others)]).norm()
 
 
 def test_where_it_may_run(tiny):
