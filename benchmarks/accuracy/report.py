@@ -32,7 +32,7 @@ def keep(folder: Path, name: str) -> None:
 
 def section(folder: Path) -> str:
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
-    parts = [f'## {folder.name.capitalize()}\n']
+    parts = [f'## {folder.name.replace("_", " ").capitalize()}\n']
     if (folder / 'notes.md').exists():
         parts.append((folder / 'notes.md').read_text())
     if len(reports) > 1 and sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
