@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = '4a81a1df685fe5357073742412751d95716357db2cbb55f2ad67dadddfdf3438'
+SHA256 = '79c7f19ad1a4a2d0cdc4efc02de780d17c83412560a0bcb14cdb05a0f1e52299'
 
 
 def resolve(model: str | Path) -> Path:

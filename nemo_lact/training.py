@@ -91,6 +91,11 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
             raise ConfigError(f"the config has no section '{section}'; it has {', '.join(cfg) or 'nothing'}")
     if (seed := cfg.get('seed')) is not None and (type(seed) is not int or not 0 <= seed < 2**32):
         raise ConfigError(f'seed={seed}: must be a whole number from 0 to 2**32 - 1, or null for another one each time')
+    if (learns := cfg.get('adaptation')) is not None:
+        if not isinstance(learns, bool):
+            raise ConfigError(f'adaptation={learns}: true, false, or null for that of the model')
+        if not _fine_tunes(cfg):
+            raise ConfigError(f'adaptation={learns} is for fine-tuning; the config has model.encoder.adaptation for it')
     cfg = _fit_to_machine(cfg, overrides)
     if (cfg.model.get('train_ds') or {}).get('use_lhotse'):
         cfg = _fit_to_lhotse(cfg, overrides)
@@ -167,6 +172,8 @@ def _fine_tuned(cfg: DictConfig, trainer):
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # the model takes parts of it
     model = load_model(cfg.init_from_nemo_model, 'cpu').train()
     model.set_trainer(trainer)
+    if cfg.get('adaptation') is not None:
+        _let_learn(model, cfg.adaptation)
     tokenizer, labels = cfg.model.get('tokenizer') or {}, cfg.model.get('char_labels') or {}
     if tokenizer.get('update_tokenizer'):
         old, decoder = model.tokenizer.vocab_size, model.decoder.state_dict()
@@ -184,6 +191,14 @@ def _fine_tuned(cfg: DictConfig, trainer):
     if cfg.model.get('spec_augment') is not None:
         model.spec_augment = ASRModel.from_config_dict(cfg.model.spec_augment)
     return model
+
+
+def _let_learn(model, adaptation: bool) -> None:
+    if not hasattr(model.encoder, 'adaptation'):
+        raise ConfigError(f'adaptation={adaptation}: {type(model.encoder).__name__} has no memory; leave it null')
+    model.encoder.adaptation = adaptation
+    with open_dict(model.cfg):
+        model.cfg.encoder.adaptation = adaptation  # goes into the .nemo file
 
 
 def _spelling(cfg: DictConfig) -> Spelling:

@@ -99,25 +99,6 @@ def quote(value) -> str:
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
-def blend(tuned: Path, start: str, share: float, target: Path) -> None:
-    """Write a model of `share` of the tuned weights, the rest of those that the tuning began with.
-
-    It loses less of what the first model knew. Source: arXiv 2109.01903.
-    """
-    import torch
-
-    from nemo_lact.transcription import load_model
-
-    if not 0 < share <= 1:
-        raise ValueError(f'blend={share}; give the share of the tuned weights, above 0 and up to 1')
-    model, first = load_model(tuned, 'cpu'), load_model(start, 'cpu').state_dict()
-    model.load_state_dict({
-        name: torch.lerp(first[name], weight, share) if weight.is_floating_point() else weight
-        for name, weight in model.state_dict().items()
-    })  # fmt: skip
-    model.save_to(str(target))
-
-
 def evaluate(model_file: Path, args: argparse.Namespace, search):
     """Restore the saved model, as a user would, and score it on the held-out speech.
 
@@ -173,6 +154,7 @@ def facts_of(model, config_name, summary, seconds) -> dict:
 
 def main(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once.
+    from nemo_lact import blending
     from nemo_lact.progress import PrintProgress
     from nemo_lact.report import read_history, write_report
     from nemo_lact.schedule import EndWithTime
@@ -184,6 +166,10 @@ def main(args: argparse.Namespace) -> None:
         check_nemo_file(starter.resolve(args.init_from))
     collect([args.data_dir / 'test.json'])  # before minutes of training, not after
     cfg = check(compose(args.config_name, overrides, args.config_path), overrides)
+    if cfg.get('blend') is not None:
+        blending.checked(cfg.blend)
+        if not cfg.get('init_from_nemo_model'):
+            raise ValueError(f'blend={cfg.blend} needs a model to start from: give --init-from, or ~blend')
     if not args.verbose:
         from nemo.utils import logging
 
@@ -203,7 +189,7 @@ def main(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     model_file = args.output_dir / 'model.nemo'
     if written and cfg.get('blend'):
-        blend(written[0], cfg.init_from_nemo_model, cfg.blend, model_file)
+        blending.blend(written[0], cfg.init_from_nemo_model, cfg.blend, model_file)
     elif written:
         shutil.copyfile(written[0], model_file)
     elif not model_file.exists():

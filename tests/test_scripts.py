@@ -181,10 +181,11 @@ def test_the_prompts_as_they_are(train_sample, monkeypatch, tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
-def test_blend_is_between_the_two_models(train_sample, tmp_path):
+def test_blend_is_between_the_two_models(tmp_path):
     import torch
     from small_models import build
 
+    from nemo_lact.blending import blend
     from nemo_lact.transcription import load_model
 
     sizes = dict(feat_in=16, d_model=32, n_layers=1, n_heads=2, num_lact_heads=2)
@@ -197,7 +198,7 @@ def test_blend_is_between_the_two_models(train_sample, tmp_path):
         model.encoder.layers[0].conv.batch_norm.running_mean.fill_(seed)
         model.save_to(str(file))
         weights.append(model.state_dict())
-    train_sample.blend(files[1], str(files[0]), 0.25, files[2])
+    blend(files[1], str(files[0]), 0.25, files[2])
     found = load_model(files[2], 'cpu').state_dict()
     assert found.keys() == weights[1].keys()
     for name, weight in found.items():
@@ -208,4 +209,16 @@ def test_blend_is_between_the_two_models(train_sample, tmp_path):
     assert not torch.equal(weights[0][qkv], weights[1][qkv])
     for share in (0, 1.5):
         with pytest.raises(ValueError, match=f'blend={share}'):
-            train_sample.blend(files[1], str(files[0]), share, files[2])
+            blend(files[1], files[0], share, files[2])
+    build(options | dict(d_model=16)).save_to(str(files[2]))
+    with pytest.raises(ValueError, match='has not the weights of'):
+        blend(files[1], files[2], 0.5, files[2])
+
+
+@pytest.mark.parametrize('share', ['0', 'half'])
+def test_a_wrong_blend_stops_before_the_training(train_sample, monkeypatch, tmp_path, share):
+    options = ['--output-dir', str(tmp_path), 'splice.rows=0', f'blend={share}']
+    monkeypatch.setattr(sys, 'argv', ['train_sample.py', *options])
+    with pytest.raises(ValueError, match=f'blend={share}; give the share'):
+        train_sample.main(train_sample.parse_arguments())
+    assert not list(tmp_path.iterdir())

