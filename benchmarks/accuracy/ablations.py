@@ -4,6 +4,9 @@
 
 Options it does not know go to train.py. The log of a run is OUT/NAME-SEED.log, its report OUT/NAME-SEED.json. The first
 run is alone until its first line with a loss, so that the others find what torch compiled in the cache.
+
+Runs that share a GPU take turns on it, unless NVIDIA's MPS runs (`nvidia-cuda-mps-control -d`): then their kernels run
+side by side. Steps of these models are bound by launches, so that about doubled what an H200 got done.
 """
 
 import argparse
