@@ -35,6 +35,9 @@ def worker(rank, port, options, results):
     dist.broadcast(other, src=0)
     results.put((rank, losses, bool(torch.equal(weights, other))))
     dist.barrier()
+    # DDP must not be the last to hold the group: torch then joins gloo's thread while it has Python's lock, for which
+    # that thread may wait.
+    del model, out, loss
     dist.destroy_process_group()
 
 
