@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = '79c7f19ad1a4a2d0cdc4efc02de780d17c83412560a0bcb14cdb05a0f1e52299'
+SHA256 = '281b06ba9138ad8892d92c550fedc6b448312ae13ca77d178be57ab99854a9e8'
 
 
 def resolve(model: str | Path) -> Path:

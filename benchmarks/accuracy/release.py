@@ -1,9 +1,9 @@
 """A trained contestant as the starter model of the package: half precision, a config without paths of its training.
 
     python benchmarks/accuracy/release.py OUT/no_retention-0.nemo --encoder lact_retention=0.8
-    python benchmarks/accuracy/release.py OUT/CR-CTC-11.nemo --first OLD.nemo --share 0.75
+    python benchmarks/accuracy/release.py OUT/CR-CTC-21.nemo --first OUT/frozen_at_times-21.nemo --share 0.5
 
-With --first the weights are between those of two models, one trained on from the other. Writes
+With --first the weights are between those of two models, one trained on from the other or both from a third. Writes
 nemo_lact/models/lact-conformer-starter.nemo and prints its checksum, which goes into nemo_lact/starter.py.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path)
     parser.add_argument('--output', type=Path, default=FILE)
-    parser.add_argument('--first', type=Path, help='the model that the training began with')
+    parser.add_argument('--first', type=Path, help='the model that the training began with, or another trained on from it')
     parser.add_argument('--share', type=float, default=0.75, help='of the trained weights, with --first')
     parser.add_argument('--encoder', nargs='*', default=[], help='other settings of the encoder than in training')
     args = parser.parse_args()
