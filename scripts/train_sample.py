@@ -115,8 +115,8 @@ def evaluate(model_file: Path, args: argparse.Namespace, search):
     if not search:
         return model, greedy, None, rows
     texts = decoding.texts_of([args.data_dir / 'train.json']) * search.get('train_repeats', 1)
-    if search.get('more_texts'):
-        texts += decoding.texts_of([REPOSITORY / search.more_texts])
+    if more := search.get('more_texts'):
+        texts += decoding.texts_of([REPOSITORY / path for path in ([more] if isinstance(more, str) else more)])
     decoding.make_language_model(model, texts, args.output_dir / 'lm.arpa', search.order)
     decoding.use_language_model(model, args.output_dir / 'lm.arpa', search.weight, search.beam_size, search.token_bonus)
     with_lm, found = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))

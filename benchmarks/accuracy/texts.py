@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/texts.py OUT.txt                     # fetches the package with apt-get download
     python benchmarks/accuracy/texts.py OUT.txt --wordnet FOLDER    # that holds data.noun and so on
+    python benchmarks/accuracy/texts.py data/wordnet/texts.txt --split train
 
 One a line, lower case a-z and apostrophes. `split` says by the text alone whether a sentence is for training or test,
 so that no test sentence is ever spoken in training, whoever speaks it.
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('output', type=Path)
     parser.add_argument('--wordnet', type=Path, help='folder with data.noun, data.verb, data.adj and data.adv')
+    parser.add_argument('--split', choices=['train', 'test'], help='only those of it (default: both)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wordnet = args.wordnet
@@ -51,6 +53,9 @@ def main() -> None:
         texts = sentences(wordnet)
     if not texts:
         raise SystemExit(f"no examples in {wordnet}: it must hold WordNet's data.noun, data.verb, data.adj, data.adv")
+    if args.split:
+        texts = [text for text in texts if split(text) == args.split]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text('\n'.join(texts) + '\n')
     print(f'{len(texts)} sentences, {sum(split(t) == "test" for t in texts)} of them for test')
 
