@@ -127,6 +127,20 @@ class SameStep(Contestant):
         return {'': lambda: ops.use_implementation('reference')}
 
 
+class NormAfterBlocks(Contestant):
+    """A norm at the end of each block, as Conformer has it; a saved .nemo does not name it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in self.encoder.layers:
+            layer.norm_out = torch.nn.LayerNorm(self.encoder.d_model)
+            layer.register_forward_hook(lambda layer, given, out: (layer.norm_out(out[0]), *out[1:]))
+
+    def ways(self):
+        # The kernels of whole layers know no such norm; the reference calls the layers.
+        return {'': lambda: ops.use_implementation('reference')}
+
+
 class TwoViews(Contestant):
     """CR-CTC: each row twice, with other masks and dropout; the two shall say the same. Half the rows, for equal cost.
 
@@ -191,6 +205,8 @@ ABLATIONS = {
     'base_lr 0.001': but(base_lr=0.001),
     'rotary memory': but(ttt_nope=False),
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
+    'norm after each block': replace(but(segment_frames=-1), model=NormAfterBlocks),
+    'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),
     'more long rows': replace(but(), kinds=MORE_LONG),
     'causal': but(lact_mode='causal'),

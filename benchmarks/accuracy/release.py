@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path)
     parser.add_argument('--output', type=Path, default=FILE)
-    parser.add_argument('--first', type=Path, help='the model that the training began with, or another trained on from it')
+    parser.add_argument('--first', type=Path, help='the model that the training began with, or another from there')
     parser.add_argument('--share', type=float, default=0.75, help='of the trained weights, with --first')
     parser.add_argument('--encoder', nargs='*', default=[], help='other settings of the encoder than in training')
     args = parser.parse_args()
