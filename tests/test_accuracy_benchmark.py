@@ -110,6 +110,9 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     report.main()
     page = (tmp_path / 'docs/accuracy.md').read_text()
     assert '## Tiny' in page and '| LaCT-Conformer |' in page and 'learning and frozen' in page
+    (name, kept), *_ = json.loads((tmp_path / 'results/tiny/LaCT-Conformer-0.json').read_text())['scores'].items()
+    errors, characters = map(sum, zip(*kept['chars']))
+    assert f'| {name} | {100 * errors / characters:.1f} (' in page.split('CER in %:')[1]
     assert (tmp_path / 'docs/figures/accuracy-tiny.png').stat().st_size > 1000
 
 

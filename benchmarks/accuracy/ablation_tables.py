@@ -5,7 +5,7 @@ And of precision.py's report.
 
 from statistics import mean
 
-from tables import FROZEN, gain, percent, table
+from tables import FROZEN, characters, gain, percent, table
 
 AVERAGED = 'averaged weights'  # the pass of train.py --ema
 
@@ -33,6 +33,8 @@ MEANING = {
     'with each',
     'CR-CTC': 'two masked views of half the rows, 0.2 × symmetric KL divergence between them, 12 time masks (base: 5)',
     'masks of the mean': 'SpecAugment writes the mean of the features (base: 0, louder than any speech)',
+    'norm after each block': 'as Conformer has it',
+    'biases': 'in the linear layers of the blocks, as FastConformer has them',
     'dropout 0.1': 'all three dropouts (base: 0.05)',
 }
 
@@ -59,6 +61,8 @@ def ablation_tables(reports: list[dict]) -> list[str]:
         '\n'.join(f'- {name}: {MEANING[name]}' for name in MEANING if any(r['contestant'] == name for r in reports)),
         '',
         table(head, [[name, *_sizes(own), *(percent(scores.get(n)) for n in names)] for name, own, scores in rows]),
+        'CER in %:\n',
+        table(['ablation', *names], [[name, *(characters(scores.get(n)) for n in names)] for name, _, scores in rows]),
     ]
     if of_base is not None:
         against = [
@@ -134,13 +138,14 @@ def _rows(reports: list[dict]) -> list[tuple[str, list[dict], dict]]:
 
 
 def mean_of_seeds(seeds: list[dict]) -> dict:
-    """Set -> errors of each row as their mean over the seeds; sets that all of them have, with the same rows."""
+    """Set -> errors of each row and CER, means over the seeds; sets that all of them have, with the same rows."""
     found = {}
     for name in seeds[0]:
         words = [s[name]['words'] for s in seeds if name in s]
         counts = [[n for _, n in rows] for rows in words]
         if len(words) == len(seeds) and all(c == counts[0] for c in counts):
-            found[name] = dict(words=[[mean(e for e, _ in row), row[0][1]] for row in zip(*words)])
+            cer = mean(s[name]['cer'] for s in seeds)
+            found[name] = dict(words=[[mean(e for e, _ in row), row[0][1]] for row in zip(*words)], cer=cer)
     return found
 
 

@@ -12,21 +12,20 @@ import json
 from pathlib import Path
 
 from ablation_tables import ablation_tables, precision_section
-from tables import FROZEN, gain, percent, probe_section, table
+from tables import FROZEN, characters, gain, percent, probe_section, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results/accuracy'
 
 
 def keep(folder: Path, name: str) -> None:
-    """Take reports in, with the errors and words of each row and no texts."""
+    """Take reports in, with the errors, words and characters of each row and no texts."""
     (RESULTS / name).mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob('*.json')):
         report = json.loads(path.read_text())
         for results in (report.get('scores', {}), *report.get('passes', {}).values()):
             for scores in results.values():
                 scores.pop('texts', None)
-                scores.pop('chars', None)
         (RESULTS / name / path.name).write_text(json.dumps(report, separators=(',', ':')) + '\n')
 
 
@@ -53,6 +52,9 @@ def section(folder: Path) -> str:
     names = [n for n in max((r['scores'] for r in reports), key=len) if not n.endswith(FROZEN)]
     rows = [[n, *(percent(r['scores'].get(n)) for r in reports)] for n in names]
     parts.append('WER in %, with 95% bootstrap intervals over the rows of a set:\n')
+    parts.append(table(['set', *(r['contestant'] for r in reports)], rows))
+    rows = [[n, *(characters(r['scores'].get(n)) for r in reports)] for n in names]
+    parts.append('CER in %:\n')
     parts.append(table(['set', *(r['contestant'] for r in reports)], rows))
     for r in reports:
         if any(n.endswith(FROZEN) for n in r['scores']):

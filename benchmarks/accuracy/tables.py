@@ -16,6 +16,13 @@ def percent(scores: dict | None) -> str:
     return f'{100 * value:.1f}' + (f' ({100 * low:.1f} to {100 * high:.1f})' if low is not None else '')
 
 
+def characters(scores: dict | None) -> str:
+    """CER, with its 95% interval where the report has the counts of the rows (the older ones have not)."""
+    if scores is None or scores.get('cer') is None:  # the first reports have none
+        return ''
+    return percent({'words': scores['chars']}) if 'chars' in scores else f'{100 * scores["cer"]:.1f}'
+
+
 def gain(scores: dict | None, base: dict | None) -> str:
     """Errors against those of `base` on the same rows, relative, with the 95% interval; empty if one is not there."""
     if scores is None or base is None:
