@@ -3,7 +3,7 @@
 
     python benchmarks/decoding.py model.nemo --data data/asterisk_en --output benchmarks/results/decoding.json
 
-The language model is estimated from the texts of train.json alone. Weight, token bonus and order are those with the
+The language model is estimated from the texts of train.json, and those of --more-texts, each once. Weight, token bonus and order are those with the
 lowest WER on dev.json; test.json is then transcribed once with them. Intervals are 95% bootstrap intervals over
 utterances; `time_ratio` is the time of the search, feature extraction and encoder included, over that of greedy
 decoding in the same process.
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument('model', type=Path)
     parser.add_argument('--data', type=Path, default=Path('data/asterisk_en'), help='train.json, dev.json, test.json')
     parser.add_argument('--beam-size', type=int, default=16)
+    parser.add_argument('--more-texts', nargs='*', default=[], help='for the language model: .txt files, manifests')
     parser.add_argument('--output', type=Path)
     args = parser.parse_args()
 
@@ -65,7 +66,7 @@ def main() -> None:
 
     measured('dev')  # warm up
     greedy = {split: measured(split) for split in ('dev', 'test')}
-    texts = decoding.texts_of([args.data / 'train.json'])
+    texts = decoding.texts_of([args.data / 'train.json', *args.more_texts])
     tried = []
     with tempfile.TemporaryDirectory() as folder:
         for order in ORDERS:

@@ -99,6 +99,15 @@ def quote(value) -> str:
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
+def texts_to_count(search, data_dir: Path) -> list[str]:
+    """Of the recipe's language model: the training texts, as often as it says, and those of `more_texts`."""
+    from nemo_lact.decoding import texts_of
+
+    more = search.get('more_texts') or []
+    paths = [REPOSITORY / path for path in ([more] if isinstance(more, str) else more)]
+    return texts_of([data_dir / 'train.json']) * search.get('train_repeats', 1) + (texts_of(paths) if paths else [])
+
+
 def evaluate(model_file: Path, args: argparse.Namespace, search):
     """Restore the saved model, as a user would, and score it on the held-out speech.
 
@@ -114,9 +123,7 @@ def evaluate(model_file: Path, args: argparse.Namespace, search):
     greedy, rows = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))
     if not search:
         return model, greedy, None, rows
-    texts = decoding.texts_of([args.data_dir / 'train.json']) * search.get('train_repeats', 1)
-    if more := search.get('more_texts'):
-        texts += decoding.texts_of([REPOSITORY / path for path in ([more] if isinstance(more, str) else more)])
+    texts = texts_to_count(search, args.data_dir)
     decoding.make_language_model(model, texts, args.output_dir / 'lm.arpa', search.order)
     decoding.use_language_model(model, args.output_dir / 'lm.arpa', search.weight, search.beam_size, search.token_bonus)
     with_lm, found = score(transcribe(model, collect([manifest]), batch_size=8, progress=False))

@@ -1,5 +1,6 @@
 """The scripts' options, up to where they would install or train."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -170,6 +171,23 @@ def test_the_recipe_trains_on_rows_of_its_own_where_word_ends_are_known(train_sa
     cfg = compose(args.config_name, train_sample.hydra_overrides(args, spliced=True))
     assert cfg.model.train_ds.manifest_filepath == str(tmp_path / 'run' / 'speech' / 'train.json')
     assert cfg.model.train_ds.augmentor is None
+
+
+def test_the_texts_of_the_sample_language_model(train_sample, monkeypatch):
+    from nemo_lact.training import compose
+
+    def rows(split):
+        return [json.loads(line)['text'] for line in (data / f'{split}.json').read_text().splitlines()]
+
+    data = train_sample.REPOSITORY / 'data/asterisk_en'
+    search = compose(train_sample.DEFAULT_CONFIG, parsed(train_sample, monkeypatch)).language_model
+    texts = train_sample.texts_to_count(search, data)
+    assert len(texts) == search.train_repeats * len(rows('train')) + 12_000 + 32_327
+    held_out = {text for text in rows('dev') + rows('test') if len(text.split()) > 2}
+    assert len(held_out) > 30 and not held_out & (set(texts) - set(rows('train')))
+    assert train_sample.texts_to_count({}, data) == rows('train')
+    one = {'train_repeats': 2, 'more_texts': 'data/telephone/texts.txt'}
+    assert len(train_sample.texts_to_count(one, data)) == 2 * len(rows('train')) + 12_000
 
 
 @pytest.mark.parametrize(
