@@ -3,10 +3,10 @@
 
     python benchmarks/decoding.py model.nemo --data data/asterisk_en --output benchmarks/results/decoding.json
 
-The language model is estimated from the texts of train.json, and those of --more-texts, each once. Weight, token bonus and order are those with the
-lowest WER on dev.json; test.json is then transcribed once with them. Intervals are 95% bootstrap intervals over
-utterances; `time_ratio` is the time of the search, feature extraction and encoder included, over that of greedy
-decoding in the same process.
+The language model is estimated from the texts of train.json, and those of --more-texts, each once. Weight, token bonus
+and order are those with the lowest WER on dev.json; test.json is then transcribed once with them. Intervals are 95%
+bootstrap intervals over utterances; `time_ratio` is the time of the search, feature extraction and encoder included,
+over that of greedy decoding in the same process.
 """
 
 import argparse
