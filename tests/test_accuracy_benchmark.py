@@ -116,6 +116,32 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     assert (tmp_path / 'docs/figures/accuracy-tiny.png').stat().st_size > 1000
 
 
+def test_batches_that_memory_is_too_short_for_are_halved(scripts, corpus, monkeypatch):
+    import score
+    from corpus import load
+
+    from nemo_lact import starter
+    from nemo_lact.transcription import load_model
+
+    model, rows, sizes = load_model(starter.FILE, 'cpu'), load(corpus, 'train')[:7], []
+    expected = score.transcribe(model, rows, noisy=True)
+    whole = score._greedy
+
+    def small(model, batch, *more):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return whole(model, batch, *more)
+
+    monkeypatch.setattr(score, '_greedy', small)
+    assert score.transcribe(model, rows, noisy=True) == expected and any(expected)
+    assert sizes[0] == 7 and sizes[1] < 7 and sum(n for n in sizes if n <= 2) == 7
+
+    monkeypatch.setattr(score, '_greedy', lambda *a: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
+    with pytest.raises(torch.cuda.OutOfMemoryError):  # a single row
+        score.transcribe(model, rows, noisy=True)
+
+
 def untrained(corpus, folder, contestant, **more):
     """A narrow model of a contestant, as .nemo, and it."""
     from ablation_contestants import RECIPES

@@ -91,34 +91,51 @@ def test_sets(corpus: Path, most: float, only: Sequence[str] = ()) -> Iterator[t
 def transcribe(model, rows: list[dict], noisy: bool, autocast: bool = True) -> list[str]:
     """Greedy CTC. Rows of like lengths go together; what noise a row gets depends on its place alone.
 
+    A batch that memory is too short for is halved, and so are those after it.
+
     Args:
         autocast: bf16 on a GPU; False: the model's own precision.
     """
-    device, order = model.device, sorted(range(len(rows)), key=lambda i: rows[i]['samples'])
-    texts, at = [''] * len(rows), 0
+    order = sorted(range(len(rows)), key=lambda i: rows[i]['samples'])
+    texts, at, most = {}, 0, AT_ONCE
     while at < len(order):
         stop = at + 1
-        while stop < len(order) and rows[order[stop]]['samples'] * (stop + 1 - at) <= AT_ONCE:
+        while stop < len(order) and rows[order[stop]]['samples'] * (stop + 1 - at) <= most:
             stop += 1
-        batch, at = order[at:stop], stop
-        lengths = torch.tensor([rows[i]['samples'] for i in batch], device=device)
-        sound = torch.zeros(len(batch), int(lengths.max()), device=device)
-        for target, i in zip(sound, batch):
-            piece = torch.from_numpy(np.array(rows[i]['sound'])).to(device).float() / 32768
-            if noisy:
-                generator = torch.Generator(device).manual_seed(i)
-                length = torch.tensor([len(piece)], device=device)
-                piece = acoustics(piece[None], length, clean=0.0, generator=generator)[0]
-            target[: len(piece)] = piece
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == 'cuda'):
-            features, frames = model.preprocessor(input_signal=sound, length=lengths)
-            encoded, frames = model.encoder(audio_signal=features, length=frames)
-            best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
-        blank = len(model.tokenizer.vocab)
-        for i, row, count in zip(batch, best.tolist(), frames.tolist()):
-            row = row[:count]
-            ids = [t for n, t in enumerate(row) if t != blank and (n == 0 or row[n - 1] != t)]
-            texts[i] = model.tokenizer.ids_to_text(ids)
+        batch = {i: rows[i] for i in order[at:stop]}
+        try:
+            texts |= _greedy(model, batch, noisy, autocast)
+        except torch.cuda.OutOfMemoryError:  # others may be on the GPU
+            if len(batch) == 1:
+                raise
+            most = sum(row['samples'] for row in batch.values()) // 2
+            torch.cuda.empty_cache()
+            continue
+        at = stop
+    return [texts[i] for i in range(len(rows))]
+
+
+def _greedy(model, rows: dict[int, dict], noisy: bool, autocast: bool) -> dict[int, str]:
+    """Texts of the rows, by their places."""
+    device = model.device
+    lengths = torch.tensor([row['samples'] for row in rows.values()], device=device)
+    sound = torch.zeros(len(rows), int(lengths.max()), device=device)
+    for target, (i, row) in zip(sound, rows.items()):
+        piece = torch.from_numpy(np.array(row['sound'])).to(device).float() / 32768
+        if noisy:
+            generator = torch.Generator(device).manual_seed(i)
+            length = torch.tensor([len(piece)], device=device)
+            piece = acoustics(piece[None], length, clean=0.0, generator=generator)[0]
+        target[: len(piece)] = piece
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == 'cuda'):
+        features, frames = model.preprocessor(input_signal=sound, length=lengths)
+        encoded, frames = model.encoder(audio_signal=features, length=frames)
+        best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
+    blank, texts = len(model.tokenizer.vocab), {}
+    for i, heard, length in zip(rows, best.tolist(), frames.tolist()):
+        heard = heard[:length]
+        ids = [t for n, t in enumerate(heard) if t != blank and (n == 0 or heard[n - 1] != t)]
+        texts[i] = model.tokenizer.ids_to_text(ids)
     return texts
 
 
