@@ -307,6 +307,30 @@ def test_a_corpus_without_held_out_voices_is_named(scripts, tmp_path):
         list(voices(tmp_path, 3))
 
 
+def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path):
+    import unseen
+    from corpus import HELD_OUT
+    from texts import split
+
+    from nemo_lact.data import audio
+
+    pytest.importorskip('espeakng_loader')
+    animals = 'cat dog hen fox'.split()
+    texts = [f'the {a} {b} sat on the mat' for a in 'red old big odd sad'.split() for b in animals]
+    (tmp_path / 'texts.txt').write_text('\n'.join(texts))
+    assert 0 < sum(split(text) == 'test' for text in texts) < len(texts)
+    options = ['unseen.py', str(tmp_path / 'out'), '--texts', str(tmp_path / 'texts.txt'), '--seconds', '2']
+    monkeypatch.setattr(sys, 'argv', options)
+    unseen.main()
+    rows = [json.loads(line) for line in (tmp_path / 'out/unseen.json').read_text().splitlines()]
+    assert {split(row['text']) for row in rows} == {'test'}
+    assert len({row['speaker'] for row in rows}) == 2 * len(HELD_OUT)
+    assert all(any(f'+{variant}-' in row['speaker'] for variant in HELD_OUT) for row in rows)
+    samples, rate = audio.read(tmp_path / 'out' / rows[-1]['audio_filepath'])
+    assert rate == 16000 and len(samples) / rate == pytest.approx(rows[-1]['duration'], abs=1e-3)
+    assert abs(samples).max() > 0.3
+
+
 def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):
     from corpus import load
     from feed import Batches

@@ -1,0 +1,50 @@
+"""Sessions of espeak-ng's voices that no training has, saying texts that no training says, as a NeMo manifest.
+
+    python benchmarks/accuracy/unseen.py OUT --texts texts.txt --seconds 150
+    nemo-lact data noisy OUT/unseen.json --by speaker --snr 3 15 -o OUT/noisy.json
+    nemo-lact data longform OUT/noisy.json --by speaker --seconds 230 --write-audio OUT/long -o OUT/long.json
+    nemo-lact evaluate OUT/long.json -m model.nemo --adaptation -b 4
+
+Each variant of corpus.HELD_OUT in two accents; writes OUT/unseen.json and a FLAC file for each utterance.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import soundfile
+from corpus import HELD_OUT, RATE, Job, load, speak
+from texts import split
+
+ACCENTS = ('en-us', 'en-gb-scotland')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('output', type=Path)
+    parser.add_argument('--texts', type=Path, required=True, help='of texts.py; the test texts are said')
+    parser.add_argument('--seconds', type=float, default=150.0, help='of each voice')
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    texts = tuple(text for text in args.texts.read_text().splitlines() if split(text) == 'test')
+    if not texts:
+        parser.error(f'--texts {args.texts}: no test text in it; benchmarks/accuracy/texts.py makes such files')
+    rng = random.Random(5)
+    with (args.output / 'unseen.json').open('w') as manifest:
+        for i, (accent, variant) in enumerate(product(ACCENTS, HELD_OUT)):
+            voice = f'{accent}+{variant}', rng.randrange(25, 76, 2), rng.randrange(130, 206, 5)  # pitch, words a minute
+            with tempfile.TemporaryDirectory() as folder:
+                speak(Path(folder), Job('session', args.seconds / 3600, texts, i, voice=voice))
+                rows = load(Path(folder), 'session')
+                for n, row in enumerate(rows):
+                    name, seconds = f's{i}-{n:03d}.flac', round(row['samples'] / RATE, 3)
+                    soundfile.write(args.output / name, row['sound'], RATE)
+                    line = dict(audio_filepath=name, duration=seconds, text=row['text'], speaker=row['speaker'])
+                    manifest.write(json.dumps(line) + '\n')
+
+
+if __name__ == '__main__':
+    main()
