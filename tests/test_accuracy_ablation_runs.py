@@ -78,9 +78,14 @@ def test_what_finds_no_time_is_ended_or_left_out_and_named(runner, capsys):
 
 
 def made(name, seed, wer, base=BASE, passes=None, sets=('utterances, clean', '30 s, clean')) -> dict:
-    """A report of train.py: `wer` errors in each of 20 rows of 10 words, one less with the memory learning."""
+    """A report of train.py: `wer` errors in each of 20 rows of 10 words, one less with the memory learning.
+
+    As many characters are wrong, of 50 a row; reports of one seed have their counts, others the rate alone.
+    """
     def scores(errors):
-        return dict(wer=errors / 10, words=[[errors + i % 2, 10] for i in range(20)], texts=['x'])
+        rows = dict(chars=[[errors + i % 2, 50] for i in range(20)]) if name == 'no convolution' else {}
+        words = [[errors + i % 2, 10] for i in range(20)]
+        return dict(wer=errors / 10, cer=(errors + 0.5) / 50, words=words, texts=['x'], **rows)
 
     results = {s + f: scores(wer + more) for s in sets for f, more in (('', 0), (', frozen', 1))}
     return dict(contestant=name, base=base, seed=seed, parameters=13_000_000, steps=100, log=[dict(step=100, loss=1.5)],
@@ -107,13 +112,16 @@ def test_a_folder_of_ablations_has_tables_of_its_own(monkeypatch, tmp_path):
     kept = json.loads((tmp_path / f'results/ablations/{BASE}-0.json').read_text())
     assert 'texts' not in kept['passes']['averaged weights']['utterances, clean']
     part = (tmp_path / 'docs/accuracy.md').read_text().split('## Ablations')[1]
-    wer, against, learning, averaged = tables = re.findall(r'(?:^\|.*\n)+', part, re.M)
+    wer, cer, against, learning, averaged = tables = re.findall(r'(?:^\|.*\n)+', part, re.M)
     cells = {t: {row.split(' | ')[0][2:]: row.split(' | ')[1:] for row in t.splitlines()[2:]} for t in tables}
     names = [BASE, f'{BASE}, seed 0', f'{BASE}, seed 1']
     names += ['both modes', 'both modes, causal', 'no convolution', 'window 16']
     assert list(cells[wer]) == names and list(cells[against]) == names[1:]
     assert cells[wer][BASE][:3] == ['13.0M', '100', '1.50'] and cells[wer][BASE][3].startswith('35.0 (')
     assert cells[wer]['window 16'][4] == ' |'  # not scored
+    assert list(cells[cer]) == names and cells[cer][BASE][0] == '7.0' and cells[cer][f'{BASE}, seed 1'][0] == '9.0'
+    assert cells[cer]['window 16'][1] == ' |' and cells[cer]['both modes, causal'][0] == '15.0'
+    assert cells[cer]['no convolution'][0].startswith('13.0 (')
     # 6.5 errors a row against 3.5: as 6 to 3 where all drawn rows are even ones, 7 to 4 where all are odd
     value, low, high = map(float, re.findall(r'[+-][0-9.]+', cells[against]['no convolution'][0]))
     assert value == 85.7 and 75 < low < value < high < 100

@@ -141,11 +141,14 @@ def mean_of_seeds(seeds: list[dict]) -> dict:
     """Set -> errors of each row and CER, means over the seeds; sets that all of them have, with the same rows."""
     found = {}
     for name in seeds[0]:
-        words = [s[name]['words'] for s in seeds if name in s]
-        counts = [[n for _, n in rows] for rows in words]
-        if len(words) == len(seeds) and all(c == counts[0] for c in counts):
-            cer = mean(s[name]['cer'] for s in seeds)
-            found[name] = dict(words=[[mean(e for e, _ in row), row[0][1]] for row in zip(*words)], cer=cer)
+        scores = [s[name] for s in seeds if name in s]
+        counts = [[n for _, n in s['words']] for s in scores]
+        if len(scores) == len(seeds) and all(c == counts[0] for c in counts):
+            found[name] = {'cer': mean(s['cer'] for s in scores)}
+            for key in ('words', 'chars'):  # older reports have no characters of rows
+                if all(key in s for s in scores):
+                    rows = zip(*(s[key] for s in scores))
+                    found[name][key] = [[mean(e for e, _ in row), row[0][1]] for row in rows]
     return found
 
 

@@ -26,9 +26,10 @@ BASE = 'LaCT-Conformer'
 LOSS = re.compile(r'^ *\d+ loss ', re.MULTILINE)
 # Those from which most is to be learned come first: the last ones may find no time.
 ORDER = f"""
-{BASE}:0 | {BASE}:1 | CR-CTC | both modes | streaming | chunk jitter | LaCT-Conformer, memory not learning
+{BASE}:0 | {BASE}:1 | dropout 0.1 | norm after each block | biases
+CR-CTC | both modes | streaming | chunk jitter | LaCT-Conformer, memory not learning
 no convolution | no macaron | LaCT transformer | same step for any evidence | chunk 32 | chunk 512 | no InterCTC
-masks of the mean | dropout 0.1 | Muon | no momentum | rotary memory | 4 memory heads | 1 memory head
+masks of the mean | Muon | no momentum | rotary memory | 4 memory heads | 1 memory head
 memory width 2 | window 16 | window 128 | no long rows | more long rows
 no retention | window 16, memory not learning | causal | causal, chunk 32 | causal, chunk 32, more long rows
 two windows | base_lr 0.001 | frozen at times
