@@ -104,8 +104,8 @@ def texts_to_count(search, data_dir: Path) -> list[str]:
     from nemo_lact.decoding import texts_of
 
     more = search.get('more_texts') or []
-    paths = [REPOSITORY / path for path in ([more] if isinstance(more, str) else more)]
-    return texts_of([data_dir / 'train.json']) * search.get('train_repeats', 1) + (texts_of(paths) if paths else [])
+    more = [REPOSITORY / path for path in ([more] if isinstance(more, str) else more)]
+    return texts_of([data_dir / 'train.json'] * search.get('train_repeats', 1) + more)
 
 
 def evaluate(model_file: Path, args: argparse.Namespace, search):

@@ -114,7 +114,14 @@ class SameStepMemory(FastWeightMemory):
         return k, v, eta * self.more, mu
 
 
-class SameStep(Contestant):
+class ScoredByReference(Contestant):
+    """Of layers that are not the package's: the kernels of whole layers have its rules built in."""
+
+    def ways(self):
+        return {'': lambda: ops.use_implementation('reference')}
+
+
+class SameStep(ScoredByReference):
     """With `SameStepMemory`, which a saved .nemo does not name."""
 
     def __init__(self, *args, **kwargs):
@@ -122,12 +129,8 @@ class SameStep(Contestant):
         for layer in self.encoder.layers:
             layer.mixer.memory.__class__ = SameStepMemory
 
-    def ways(self):
-        # The kernels of whole layers have the rule of the package built in; the reference does not run them.
-        return {'': lambda: ops.use_implementation('reference')}
 
-
-class NormAfterBlocks(Contestant):
+class NormAfterBlocks(ScoredByReference):
     """A norm at the end of each block, as Conformer has it; a saved .nemo does not name it."""
 
     def __init__(self, *args, **kwargs):
@@ -135,10 +138,6 @@ class NormAfterBlocks(Contestant):
         for layer in self.encoder.layers:
             layer.norm_out = torch.nn.LayerNorm(self.encoder.d_model)
             layer.register_forward_hook(lambda layer, given, out: (layer.norm_out(out[0]), *out[1:]))
-
-    def ways(self):
-        # The kernels of whole layers know no such norm; the reference calls the layers.
-        return {'': lambda: ops.use_implementation('reference')}
 
 
 class TwoViews(Contestant):

@@ -50,12 +50,11 @@ def section(folder: Path) -> str:
     parts.append(table(['contestant', *(f'step {s}' for s in _some(steps))], losses))
     parts.append(f'![Loss against steps](figures/{_figure(folder, reports)})\n')
     names = [n for n in max((r['scores'] for r in reports), key=len) if not n.endswith(FROZEN)]
-    rows = [[n, *(percent(r['scores'].get(n)) for r in reports)] for n in names]
-    parts.append('WER in %, with 95% bootstrap intervals over the rows of a set:\n')
-    parts.append(table(['set', *(r['contestant'] for r in reports)], rows))
-    rows = [[n, *(characters(r['scores'].get(n)) for r in reports)] for n in names]
-    parts.append('CER in %:\n')
-    parts.append(table(['set', *(r['contestant'] for r in reports)], rows))
+    for title, cell in (
+        ('WER in %, with 95% bootstrap intervals over the rows of a set:\n', percent), ('CER in %:\n', characters)
+    ):  # fmt: skip
+        rows = [[n, *(cell(r['scores'].get(n)) for r in reports)] for n in names]
+        parts += [title, table(['set', *(r['contestant'] for r in reports)], rows)]
     for r in reports:
         if any(n.endswith(FROZEN) for n in r['scores']):
             both = [(n, r['scores'][n], r['scores'][n + FROZEN]) for n in names if n + FROZEN in r['scores']]

@@ -109,7 +109,6 @@ def transcribe(model, rows: list[dict], noisy: bool, autocast: bool = True) -> l
             if len(batch) == 1:
                 raise
             most = sum(row['samples'] for row in batch.values()) // 2
-            torch.cuda.empty_cache()
             continue
         at = stop
     return [texts[i] for i in range(len(rows))]

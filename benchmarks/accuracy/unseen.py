@@ -9,17 +9,32 @@ Each variant of corpus.HELD_OUT in two accents; writes OUT/unseen.json and a FLA
 """
 
 import argparse
-import json
 import random
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-import soundfile
 from corpus import HELD_OUT, RATE, Job, load, speak
 from texts import split
 
+from nemo_lact.data import audio
+from nemo_lact.data.manifests import write_manifest
+
 ACCENTS = ('en-us', 'en-gb-scotland')
+
+
+def utterances(folder: Path, texts: tuple[str, ...], seconds: float) -> Iterator[dict]:
+    """Rows of a manifest in `folder`, whose audio is written; `seconds` of each voice."""
+    rng = random.Random(5)
+    for i, (accent, variant) in enumerate(product(ACCENTS, HELD_OUT)):
+        voice = f'{accent}+{variant}', rng.randrange(25, 76, 2), rng.randrange(130, 206, 5)  # pitch, words a minute
+        with tempfile.TemporaryDirectory() as shards:
+            speak(Path(shards), Job('session', seconds / 3600, texts, i, voice=voice))
+            for n, row in enumerate(load(Path(shards), 'session')):
+                name = f's{i}-{n:03d}.flac'
+                duration = round(audio.write(folder / name, row['sound'] / 32767, RATE), 3)  # int16 as speak scales it
+                yield dict(audio_filepath=name, duration=duration, text=row['text'], speaker=row['speaker'])
 
 
 def main() -> None:
@@ -28,22 +43,10 @@ def main() -> None:
     parser.add_argument('--texts', type=Path, required=True, help='of texts.py; the test texts are said')
     parser.add_argument('--seconds', type=float, default=150.0, help='of each voice')
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
     texts = tuple(text for text in args.texts.read_text().splitlines() if split(text) == 'test')
     if not texts:
         parser.error(f'--texts {args.texts}: no test text in it; benchmarks/accuracy/texts.py makes such files')
-    rng = random.Random(5)
-    with (args.output / 'unseen.json').open('w') as manifest:
-        for i, (accent, variant) in enumerate(product(ACCENTS, HELD_OUT)):
-            voice = f'{accent}+{variant}', rng.randrange(25, 76, 2), rng.randrange(130, 206, 5)  # pitch, words a minute
-            with tempfile.TemporaryDirectory() as folder:
-                speak(Path(folder), Job('session', args.seconds / 3600, texts, i, voice=voice))
-                rows = load(Path(folder), 'session')
-                for n, row in enumerate(rows):
-                    name, seconds = f's{i}-{n:03d}.flac', round(row['samples'] / RATE, 3)
-                    soundfile.write(args.output / name, row['sound'], RATE)
-                    line = dict(audio_filepath=name, duration=seconds, text=row['text'], speaker=row['speaker'])
-                    manifest.write(json.dumps(line) + '\n')
+    write_manifest(args.output / 'unseen.json', utterances(args.output, texts, args.seconds))
 
 
 if __name__ == '__main__':
