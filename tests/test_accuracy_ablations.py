@@ -185,20 +185,24 @@ def test_a_step_of_the_same_size_for_any_evidence():
     assert memory.more is None
 
 
-def test_norms_after_the_blocks_are_read_and_learned(corpus, monkeypatch, tmp_path):
-    import ablation_contestants
+def test_a_memory_may_forget_in_use_only(corpus, monkeypatch, tmp_path):
+    from contestants import LACT_CONFORMER
+    from nemo.collections.asr.models import EncDecCTCModelBPE
 
-    models, usual = [], ablation_contestants.NormAfterBlocks.ways
-    monkeypatch.setattr(ablation_contestants.NormAfterBlocks, 'ways', lambda self: models.append(self) or usual(self))
-    train(monkeypatch, corpus, tmp_path, 'norm after each block', '--lr', '1e-2')
-    (model,) = models
-    assert all((layer.norm_out.weight != 1).any() for layer in model.encoder.layers)
-    seen = []
-    model.encoder.layers[0].register_forward_hook(lambda layer, given, out: seen.append(out[0]))
-    model.encoder(audio_signal=torch.randn(2, 80, 200), length=torch.tensor([200, 120]))
-    norm = model.encoder.layers[0].norm_out
-    raw = (seen[0] - norm.bias) / norm.weight  # [B, T, D], of mean 0 and variance 1
-    assert raw.mean(-1).abs().max() < 1e-3 and (raw.var(-1, unbiased=False) - 1).abs().max() < 1e-2
+    from nemo_lact.modules import fast_weights
+
+    seen, usual = [], fast_weights.lact_swiglu
+
+    def learn(*args):
+        seen.append((torch.is_grad_enabled(), args[-1]))
+        return usual(*args)
+
+    monkeypatch.setattr(fast_weights, 'lact_swiglu', learn)
+    train(monkeypatch, corpus, tmp_path, 'norm and biases', '--save')
+    in_use = LACT_CONFORMER['lact_retention']
+    assert in_use < 1 and set(seen) == {(True, 1.0), (False, in_use)}
+    (path,) = tmp_path.rglob('norm_and_biases-0.nemo')
+    assert EncDecCTCModelBPE.restore_from(str(path), map_location='cpu').encoder.config.lact_retention == in_use
 
 
 def test_two_views_agree_with_themselves_and_pull_on_each_other():

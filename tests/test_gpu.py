@@ -27,7 +27,11 @@ def batch():
 
 
 @pytest.fixture(
-    params=[{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.8), dict(lact_mode='causal', use_muon=False)]
+    params=[
+        {},
+        dict(conv_kernel_size=9, macaron=True, block_norm=True, lact_retention=0.8),
+        dict(lact_mode='causal', use_muon=False),
+    ]
 )
 def pair(request):
     cpu = LaCTEncoder(**{**OPTIONS, **request.param})
@@ -204,7 +208,8 @@ STREAMING = dict(d_model=384, n_layers=3, n_heads=6, num_lact_heads=2, lact_chun
                  causal_downsampling=True, dropout=0.0, dropout_pre_encoder=0.0)  # fmt: skip
 STREAMS = [
     dict(att_context_size=[130, 12], att_context_style='chunked_limited'),
-    dict(att_context_size=[20, 0], conv_kernel_size=9, conv_context_size='causal', macaron=True, lact_retention=0.8),
+    dict(att_context_size=[20, 0], conv_kernel_size=9, conv_context_size='causal', macaron=True, block_norm=True,
+         lact_retention=0.8),
 ]
 
 

@@ -130,14 +130,13 @@ class SameStep(ScoredByReference):
             layer.mixer.memory.__class__ = SameStepMemory
 
 
-class NormAfterBlocks(ScoredByReference):
-    """A norm at the end of each block, as Conformer has it; a saved .nemo does not name it."""
+class ForgetsInUse(Contestant):
+    """Trained with a memory that keeps all it learns; used, and saved, with one that goes back towards its weights."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for layer in self.encoder.layers:
-            layer.norm_out = torch.nn.LayerNorm(self.encoder.d_model)
-            layer.register_forward_hook(lambda layer, given, out: (layer.norm_out(out[0]), *out[1:]))
+    def on_train_end(self):
+        super().on_train_end()
+        for config in (self.encoder.config, self.cfg.encoder):
+            config.lact_retention = LACT_CONFORMER['lact_retention']
 
 
 class TwoViews(Contestant):
@@ -183,6 +182,8 @@ def but(**options) -> Recipe:
     return Recipe(LACT_CONFORMER | options, base=BASE)
 
 
+DROPOUT = dict(dropout=0.1, dropout_pre_encoder=0.1, dropout_att=0.1)
+CONFORMER_LIKE = dict(block_norm=True, use_bias=True, use_momentum=False, lact_retention=1.0)
 STREAMING = dict(conv_context_size='causal', causal_downsampling=True)  # what lets LaCTEncoder stream in causal mode
 ABLATIONS = {
     # Widths of the feed-forward make up for what a part takes or gives.
@@ -204,7 +205,7 @@ ABLATIONS = {
     'base_lr 0.001': but(base_lr=0.001),
     'rotary memory': but(ttt_nope=False),
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
-    'norm after each block': replace(but(segment_frames=-1), model=NormAfterBlocks),
+    'norm after each block': but(block_norm=True),
     'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),
     'more long rows': replace(but(), kinds=MORE_LONG),
@@ -219,6 +220,10 @@ ABLATIONS = {
     'no InterCTC': replace(but(), interctc=0.0),
     'CR-CTC': replace(but(), model=TwoViews, time_masks=12),
     'masks of the mean': replace(but(), mask_value=MEL[0]),
-    'dropout 0.1': but(dropout=0.1, dropout_pre_encoder=0.1, dropout_att=0.1),
+    'dropout 0.1': but(**DROPOUT),
+    'norm and biases': replace(but(**CONFORMER_LIKE), model=ForgetsInUse),
+    'norm and biases, chunk 512': replace(but(**CONFORMER_LIKE, lact_chunk_size=512), model=ForgetsInUse),
+    'norm and biases, dropout 0.1': replace(but(**CONFORMER_LIKE, **DROPOUT), model=ForgetsInUse),
+    'norm and biases, memory not learning': but(**CONFORMER_LIKE, adaptation=False),
 }  # fmt: skip
 RECIPES = CONTESTANTS | ABLATIONS

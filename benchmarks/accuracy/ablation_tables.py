@@ -36,6 +36,11 @@ MEANING = {
     'norm after each block': 'as Conformer has it',
     'biases': 'in the linear layers of the blocks, as FastConformer has them',
     'dropout 0.1': 'all three dropouts (base: 0.05)',
+    'norm and biases': 'a norm after each block and biases as Conformer has them, a memory without momentum; trained '
+    'with `lact_retention` 1, used with 0.8',
+    'norm and biases, chunk 512': 'that, with chunks of 41 s',
+    'norm and biases, dropout 0.1': 'that, with all three dropouts at 0.1',
+    'norm and biases, memory not learning': 'that, with `adaptation: false`',
 }
 
 PRECISION = """\

@@ -25,6 +25,7 @@ class LaCTEncoderConfig:
     ff_expansion_factor: float = 4.0  # the SwiGLU is 2/3 as wide, for as many parameters as a plain feed-forward
     macaron: bool = False  # a second, half-weighted feed-forward before the attention, as in Conformer
     use_bias: bool = False  # bias in the linear layers of the blocks
+    block_norm: bool = False  # a LayerNorm at the end of each block, as in Conformer
 
     # Front end: NeMo's ConvSubsampling.
     subsampling: str = 'dw_striding'  # dw_striding, striding, vggnet

@@ -73,7 +73,16 @@ def fused_layer(
     if layer.conv is not None:
         with torch.autocast(x.device.type, dtype=x.dtype):
             x = x + layer.conv(layer.norm_conv(x), pad_mask=~valid).to(x.dtype)
-    return _feed_forward(layers, layers.ff2, index, x), state
+    return _ended(layers, index, x), state
+
+
+def _ended(layers: StackedLayers, index: int, x: Tensor) -> Tensor:
+    """What comes after the convolution: feed-forward and [norm]."""
+    x = _feed_forward(layers, layers.ff2, index, x)
+    if layers.block_norm is None:
+        return x
+    scale, offset = layers.block_norm
+    return F.layer_norm(x, x.shape[-1:], scale[index], offset[index], layers.eps)
 
 
 def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, index: int) -> Tensor:

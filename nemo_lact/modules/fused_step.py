@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_lact import ops
-from nemo_lact.modules.fused_layer import _added, _feed_forward, sizes_of, why_not_fused
+from nemo_lact.modules.fused_layer import _added, _ended, _feed_forward, sizes_of, why_not_fused
 from nemo_lact.modules.stacked_layers import StackedLayers, products_dtype, stacked_layers
 from nemo_lact.state import GROUPS, LaCTState
 
@@ -86,7 +86,7 @@ def fused_step(encoder, x: Tensor, before: LaCTState, after: LaCTState, pace) ->
             x = _mixed(encoder, layers, index, x, keys, new_keys, memory, before.position, pace)
             if layer.conv is not None:
                 x = _convolved(layer, x, before.convolution[0][index], after.convolution[0][index], pace)
-            x = _feed_forward(layers, layers.ff2, index, x)
+            x = _ended(layers, index, x)
     return x
 
 

@@ -107,7 +107,10 @@ class LaCTMixer(nn.Module):
 
 
 class LaCTLayer(nn.Module):
-    """Pre-norm block: [½ feed-forward] → attention + memory → [convolution] → feed-forward (½ with `macaron`)."""
+    """Pre-norm block: [½ feed-forward] → attention + memory → [convolution] → feed-forward → [norm].
+
+    The last feed-forward counts half with `macaron`, as the first does.
+    """
 
     def __init__(self, config: LaCTEncoderConfig):
         super().__init__()
@@ -121,6 +124,7 @@ class LaCTLayer(nn.Module):
         self.conv = _convolution(config) if config.conv_kernel_size else None
         self.norm_ff2 = nn.LayerNorm(config.d_model)
         self.ff2 = SwiGLU(config)
+        self.norm_out = nn.LayerNorm(config.d_model) if config.block_norm else None
         self.dropout = nn.Dropout(config.dropout)
 
     @compiled
@@ -157,7 +161,8 @@ class LaCTLayer(nn.Module):
     @compiled
     def after(self, x: Tensor) -> Tensor:
         """What comes after the convolution, frame by frame."""
-        return x + self.ff_scale * self.dropout(self.ff2(self.norm_ff2(x)))
+        x = x + self.ff_scale * self.dropout(self.ff2(self.norm_ff2(x)))
+        return x if self.norm_out is None else self.norm_out(x)
 
 
 def _convolution(config: LaCTEncoderConfig) -> ConformerConvolution:

@@ -67,6 +67,7 @@ class StackedLayers:
         self.out, self.out_bias = self._linear([mixer.out for mixer in mixers])
         self.ff1 = self._feed_forward(layers, 'norm_ff1', 'ff1')
         self.ff2 = self._feed_forward(layers, 'norm_ff2', 'ff2')
+        self.block_norm = self._block_norm([layer.norm_out for layer in layers])
         self.conv = None if layers[0].conv is None else self._convolution(layers)
 
     def _stack(self, tensors) -> Tensor:
@@ -94,6 +95,12 @@ class StackedLayers:
         extra = -weights[0].size(1) % 64
         weight = torch.nn.functional.pad(torch.stack(weights), (0, extra))
         return weight.to(self.dtype).contiguous(), torch.nn.functional.pad(torch.stack(biases), (0, extra))
+
+    def _block_norm(self, norms) -> tuple[Tensor, Tensor] | None:
+        """Scale and offset of the norms that end the blocks, [L, D] each in `dtype`; None without them."""
+        if norms[0] is None:
+            return None
+        return tuple(self._stack(t).to(self.dtype) for t in zip(*((norm.weight, norm.bias) for norm in norms)))
 
     def _feed_forward(self, layers, norm: str, name: str):
         """(gate and up [L, D, 2F], its bias [L, 2F], down [L, F, D], its bias or None), the scale in `down`."""

@@ -149,7 +149,10 @@ class WaveStep:
             y = y + layers.out_bias
         if layers.conv is not None:
             y = self._convolve(y, heard[:, self.window[0] + after :][:, :chunk])
-        self._feed_forward(y, layers.ff2, out=self.between[1:].view(x.shape))
+        y = self._feed_forward(y, layers.ff2, out=self.between[1:].view(x.shape))
+        if layers.block_norm is not None:
+            scale, offset = (t[:, None] for t in layers.block_norm)  # [L, 1, D]
+            torch.addcmul(offset, self._normed(y), scale, out=y)
         self.step += 1
         self.pieces.roll((self.x, self.q, self.k, self.v), chunk)  # for the next step; `read` is still being written
         if self.side is not None:

@@ -10,7 +10,7 @@ from nemo_lact.modules.fast_weights import FastWeightMemory
 
 VARIANTS = {
     'plain': {},
-    'conformer': dict(conv_kernel_size=9, macaron=True),
+    'conformer': dict(conv_kernel_size=9, macaron=True, block_norm=True),
     'causal': dict(lact_mode='causal', causal_downsampling=True, conv_kernel_size=5, conv_context_size='causal'),
     'gradient': dict(use_muon=False, use_momentum=False),
     'low_rank': dict(w0_w2_low_rank=4, ttt_nope=False, lr_dim=16, inter_multi=2, feat_out=24),
@@ -32,6 +32,20 @@ def test_shapes_and_lengths(encoder):
     out, lengths = encoder(audio_signal=torch.randn(2, 16, 401), length=torch.tensor([401, 77]))
     assert out.shape == (2, encoder._feat_out, 101) and lengths.tolist() == [101, 20]
     assert lengths.dtype == torch.int64 and out.isfinite().all()
+
+
+def test_block_norm_ends_every_block(tiny):
+    encoder = LaCTEncoder(**tiny, block_norm=True).eval()
+    seen = []
+    for layer in encoder.layers:
+        layer.norm_out.weight.data += torch.rand(32)
+        layer.norm_out.bias.data += torch.rand(32)
+        layer.register_forward_hook(lambda layer, given, out: seen.append((layer.norm_out, out[0])))
+    encoder(audio_signal=torch.randn(2, 16, 200), length=torch.tensor([200, 120]))
+    assert len(seen) == len(encoder.layers)
+    for norm, x in seen:
+        x = (x - norm.bias) / norm.weight  # [B, T, D]
+        assert x.mean(-1).abs().max() < 1e-3 and (x.var(-1, unbiased=False) - 1).abs().max() < 1e-2
 
 
 def test_padding_and_batch_mates_change_nothing(encoder, contract):

@@ -14,7 +14,9 @@ STREAMING = dict(lact_mode='causal', causal_downsampling=True, att_context_size=
 VARIANTS = {
     'window': {},
     'chunks': dict(att_context_size=[[12, 3], [12, 1]], att_context_style='chunked_limited'),
-    'conformer, 8x': dict(conv_kernel_size=5, conv_context_size='causal', macaron=True, subsampling_factor=8),
+    'conformer, 8x': dict(
+        conv_kernel_size=5, conv_context_size='causal', macaron=True, block_norm=True, subsampling_factor=8
+    ),
     'batch_norm': dict(conv_kernel_size=3, conv_context_size='causal', conv_norm_type='batch_norm'),
     'gradient steps': dict(use_muon=False, use_momentum=False, subsampling='striding'),
     'positions in the memory': dict(ttt_nope=False, feat_out=24, lr_dim=16),

@@ -13,7 +13,9 @@ VARIANTS = {
     'frame by frame, gradient steps': dict(
         att_context_size=[12, 0], use_muon=False, use_momentum=False, lact_retention=0.7
     ),
-    'convolution, 8x': dict(CHUNKS, conv_kernel_size=5, conv_context_size='causal', macaron=True, subsampling_factor=8),
+    'convolution, 8x': dict(
+        CHUNKS, conv_kernel_size=5, conv_context_size='causal', macaron=True, block_norm=True, subsampling_factor=8
+    ),
 }
 
 

@@ -18,7 +18,12 @@ if not GPU and not fast.INTERPRETED:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    'options', [{}, dict(macaron=True, conv_kernel_size=5, use_bias=True), dict(lact_mode='causal', use_momentum=False)]
+    'options',
+    [
+        {},
+        dict(macaron=True, conv_kernel_size=5, use_bias=True, block_norm=True),
+        dict(lact_mode='causal', use_momentum=False),
+    ],
 )
 @pytest.mark.parametrize('adaptation', [True, False])
 def test_equals_the_modules(tiny, contract, options, adaptation):

@@ -21,7 +21,7 @@ STREAMING = dict(lact_mode='causal', causal_downsampling=True, att_context_size=
 VARIANTS = {
     'chunks': dict(att_context_size=[12, 3], att_context_style='chunked_limited'),
     'conformer, forgets': dict(conv_kernel_size=5, conv_context_size='causal', macaron=True, use_bias=True,
-                               lact_retention=0.7),
+                               block_norm=True, lact_retention=0.7),
     'gradient steps': dict(use_muon=False, use_momentum=False, feat_out=24),
 }  # fmt: skip
 

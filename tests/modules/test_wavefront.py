@@ -9,7 +9,7 @@ from nemo_lact.modules.segments import SegmentedPass
 
 VARIANTS = {
     'plain': {},
-    'conformer': dict(conv_kernel_size=9, macaron=True, use_bias=True),
+    'conformer': dict(conv_kernel_size=9, macaron=True, use_bias=True, block_norm=True),
     'batch_norm, one-sided convolution': dict(
         conv_kernel_size=7, conv_norm_type='batch_norm', conv_context_size=[5, 1], subsampling='striding'
     ),
