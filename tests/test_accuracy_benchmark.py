@@ -1,6 +1,7 @@
 """benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another from its model, scores, page, texts."""
 
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -329,6 +330,73 @@ def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path)
     samples, rate = audio.read(tmp_path / 'out' / rows[-1]['audio_filepath'])
     assert rate == 16000 and len(samples) / rate == pytest.approx(rows[-1]['duration'], abs=1e-3)
     assert abs(samples).max() > 0.3
+
+
+@pytest.fixture
+def wordnet(tmp_path):
+    """A folder as the package has it: two entries of one file, glosses behind a bar."""
+    lines = [
+        '01 n | the brown cat of a house; (zoology) a small animal that is kept by people; "the red cat sat on the mat"',
+        '02 v | said of 3 cats that sleep; kept on the red cat sat on the mat today; "the old dog sat on the mat"',
+    ]
+    (tmp_path / 'data.noun').write_text('\n'.join(lines))
+    return tmp_path
+
+
+def test_definitions_are_for_training_and_share_no_run_of_words_with_a_test_sentence(scripts, monkeypatch, wordnet):
+    import texts
+
+    tested = 'the red cat sat on the mat'
+    monkeypatch.setattr(texts, 'split', lambda text: 'test' if text == tested else 'train')
+    examples = texts.sentences(wordnet)
+    assert examples == [tested, 'the old dog sat on the mat']
+    meant = ['the brown cat of a house', 'a small animal that is kept by people']
+    assert texts.definitions(wordnet, examples) == meant  # that with a digit and that with the test's words are out
+    monkeypatch.setattr(texts, 'split', lambda text: 'test' if text in (tested, meant[1]) else 'train')
+    assert texts.definitions(wordnet, examples) == meant[:1]
+    options = ['texts.py', str(wordnet / 'out.txt'), '--wordnet', str(wordnet), '--definitions']
+    monkeypatch.setattr(sys, 'argv', options)
+    texts.main()
+    assert (wordnet / 'out.txt').read_text().splitlines() == examples + meant[:1]
+
+
+def test_no_recording_is_in_a_row_twice(scripts):
+    from feed import Batches
+
+    rows = [dict(samples=16000, speaker='a', source='a') for _ in range(12)]
+    batches = Batches(rows, [[1]] * 12, 1, 1.0, {}, 60.0, seed=0)
+    found = [batches._joined(random.Random(i), 60.0) for i in range(5)]
+    assert all(sorted(row) == list(range(12)) for row in found) and len(set(map(tuple, found))) > 1
+    assert all(1 <= len(batches._joined(random.Random(i), 4.0)) < 4 for i in range(5))
+
+
+def test_what_a_model_knows_by_heart_is_scored_by_texts_and_voices(scripts, corpus, monkeypatch, tmp_path):
+    import contestants
+    import overfit
+    from texts import split
+
+    pytest.importorskip('espeakng_loader')
+    monkeypatch.setattr(contestants.tokenizer, '__defaults__', (64,))
+    train(monkeypatch, corpus, tmp_path, 'LaCT-Conformer')
+    lines = [f'the {a} {b} sat on the mat' for a in 'red old big odd sad'.split() for b in 'cat dog hen fox'.split()]
+    (tmp_path / 'texts.txt').write_text('\n'.join(lines))
+    heard, usual = [], overfit.transcribe
+    monkeypatch.setattr(overfit, 'transcribe', lambda model, rows, *a: heard.append(rows) or usual(model, rows, *a))
+    options = [str(tmp_path / 'LaCT-Conformer-0.nemo'), '--texts', str(tmp_path / 'texts.txt'), '--seconds', '6']
+    monkeypatch.setattr(sys, 'argv', ['overfit.py', *options, '--output', str(tmp_path / 'overfit.json')])
+    overfit.main()
+    rows = json.loads((tmp_path / 'overfit.json').read_text())['rows']
+    assert [(row['texts'], row['held_out_voices']) for row in rows] == [
+        ('train', False), ('train', True), ('test', False), ('test', True)
+    ]  # fmt: skip
+    variants = tuple(voice.split('+')[1] for voice, _, _ in overfit.TEST)
+    for row, said in zip(rows, heard):
+        assert {split(r['text']) for r in said} == {row['texts']} and len(row['words']) == len(said)
+        held_out = [any(f'+{v}-' in r['speaker'] for v in variants) for r in said]
+        assert all(held_out) if row['held_out_voices'] else not any(held_out)
+    (tmp_path / 'texts.txt').write_text('\n'.join(line for line in lines if split(line) == 'train'))
+    with pytest.raises(SystemExit):
+        overfit.main()
 
 
 def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):

@@ -72,15 +72,15 @@ class Batches(torch.utils.data.IterableDataset):
         return self._collate(rows, rng)
 
     def _joined(self, rng: random.Random, seconds: float) -> list[int]:
-        """Utterances of one speaker, `seconds` at most in all."""
+        """Utterances of one speaker, `seconds` at most in all; none twice: in a session no recording comes again."""
         utterances = self.people[rng.choices(self.names, cum_weights=self.chance)[0]]
         row, samples = [], 0
-        while True:
-            i = rng.choice(utterances)
+        for i in rng.sample(utterances, len(utterances)):
             samples += self.rows[i]['samples'] + PAUSE[1] * RATE
             if row and samples > seconds * RATE:
-                return row
+                break
             row.append(i)
+        return row
 
     def _collate(self, rows: list[list[int]], rng: random.Random):
         pauses = [[int(rng.uniform(*PAUSE) * RATE) for _ in row] for row in rows]

@@ -34,7 +34,8 @@ def section(folder: Path) -> str:
     parts = [f'## {folder.name.replace("_", " ").capitalize()}\n']
     if (folder / 'notes.md').exists():
         parts.append((folder / 'notes.md').read_text())
-    if len(reports) > 1 and sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
+    bases = {r['base'] for r in reports if r.get('base')}
+    if any(r['contestant'] in bases for r in reports) and sum(bool(r.get('base')) for r in reports) > len(reports) / 2:
         return '\n'.join(parts + ablation_tables(reports))
     rows = [
         [
