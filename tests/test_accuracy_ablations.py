@@ -185,6 +185,29 @@ def test_a_step_of_the_same_size_for_any_evidence():
     assert memory.more is None
 
 
+def test_a_second_read_is_added_and_begins_closed():
+    from ablation_contestants import TwoGates, TwoReadsMemory
+
+    from nemo_lact.modules.config import LaCTEncoderConfig
+    from nemo_lact.modules.fast_weights import FastWeightMemory
+
+    config = LaCTEncoderConfig.from_kwargs(d_model=16, n_heads=2, num_lact_heads=2, lact_chunk_size=8, use_muon=False)
+    memory = FastWeightMemory(config)
+    q, k, v, x = (torch.randn(2, 12, 16) for _ in range(4))
+    valid = torch.ones(2, 12, dtype=torch.bool)
+
+    def read(adaptation):
+        return memory(x, q, k, v, valid, None, None, adaptation, None, False)[0]
+
+    frozen, learned = read(False), read(True)
+    memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+    assert torch.equal(read(False), frozen) and torch.equal(read(True), frozen)
+    read(True).square().sum().backward()
+    assert memory.gate_proj.learned.weight.grad.abs().sum() > 0
+    memory.gate_proj.learned.load_state_dict(memory.gate_proj.initial.state_dict())
+    assert torch.allclose(read(True), frozen + learned) and torch.equal(read(False), frozen)
+
+
 def test_a_memory_may_forget_in_use_only(corpus, monkeypatch, tmp_path):
     from contestants import LACT_CONFORMER
     from nemo.collections.asr.models import EncDecCTCModelBPE

@@ -336,7 +336,7 @@ def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path)
 def wordnet(tmp_path):
     """A folder as the package has it: two entries of one file, glosses behind a bar."""
     lines = [
-        '01 n | the brown cat of a house; (zoology) a small animal that is kept by people; "the red cat sat on the mat"',
+        '01 n | the brown cat of a house; (zoology) a small animal kept by people; "the red cat sat on the mat"',
         '02 v | said of 3 cats that sleep; kept on the red cat sat on the mat today; "the old dog sat on the mat"',
     ]
     (tmp_path / 'data.noun').write_text('\n'.join(lines))
@@ -350,7 +350,7 @@ def test_definitions_are_for_training_and_share_no_run_of_words_with_a_test_sent
     monkeypatch.setattr(texts, 'split', lambda text: 'test' if text == tested else 'train')
     examples = texts.sentences(wordnet)
     assert examples == [tested, 'the old dog sat on the mat']
-    meant = ['the brown cat of a house', 'a small animal that is kept by people']
+    meant = ['the brown cat of a house', 'a small animal kept by people']
     assert texts.definitions(wordnet, examples) == meant  # that with a digit and that with the test's words are out
     monkeypatch.setattr(texts, 'split', lambda text: 'test' if text in (tested, meant[1]) else 'train')
     assert texts.definitions(wordnet, examples) == meant[:1]

@@ -130,6 +130,37 @@ class SameStep(ScoredByReference):
             layer.mixer.memory.__class__ = SameStepMemory
 
 
+class TwoGates(torch.nn.Module):
+    """A read gate for the initial weights, and one for those learned, which begins closed."""
+
+    def __init__(self, gate: torch.nn.Linear):
+        super().__init__()
+        self.initial, self.learned = gate, torch.nn.Linear(gate.in_features, gate.out_features)
+        for parameter in self.learned.parameters():
+            torch.nn.init.zeros_(parameter)
+        self.which = 'initial'
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, self.which)(x)
+
+
+class TwoReadsMemory(FastWeightMemory):
+    """Reads its initial weights, and adds a read of those that it learned.
+
+    So learning takes nothing away from what the weights of training do by themselves.
+    """
+
+    def forward(self, x, q, k, v, valid, cos, sin, adaptation, state, *args, **kwargs):
+        # Frozen, `super` reads the weights of a state, if there is one: these are to be the initial ones.
+        out, same = super().forward(x, q, k, v, valid, cos, sin, False, None, *args, **kwargs)
+        if not adaptation:
+            return out, state or same
+        self.gate_proj.which = 'learned'
+        more, state = super().forward(x, q, k, v, valid, cos, sin, True, state, *args, **kwargs)
+        self.gate_proj.which = 'initial'
+        return out + more, state
+
+
 class ForgetsInUse(Contestant):
     """Trained with a memory that keeps all it learns; used, and saved, with one that goes back towards its weights."""
 
@@ -137,6 +168,16 @@ class ForgetsInUse(Contestant):
         super().on_train_end()
         for config in (self.encoder.config, self.cfg.encoder):
             config.lact_retention = LACT_CONFORMER['lact_retention']
+
+
+class TwoReads(ScoredByReference):
+    """With `TwoReadsMemory`, which a saved .nemo does not name."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in self.encoder.layers:
+            memory = layer.mixer.memory
+            memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
 
 
 class TwoViews(Contestant):
@@ -205,6 +246,7 @@ ABLATIONS = {
     'base_lr 0.001': but(base_lr=0.001),
     'rotary memory': but(ttt_nope=False),
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
+    'two reads': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads),
     'norm after each block': but(block_norm=True),
     'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),

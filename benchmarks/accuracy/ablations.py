@@ -26,7 +26,7 @@ BASE = 'LaCT-Conformer'
 LOSS = re.compile(r'^ *\d+ loss ', re.MULTILINE)
 # Those from which most is to be learned come first: the last ones may find no time.
 ORDER = f"""
-{BASE}:0 | {BASE}:1 | dropout 0.1 | norm after each block | biases
+{BASE}:0 | {BASE}:1 | two reads | dropout 0.1 | norm after each block | biases
 CR-CTC | both modes | streaming | chunk jitter | LaCT-Conformer, memory not learning
 no convolution | no macaron | LaCT transformer | same step for any evidence | chunk 32 | chunk 512 | no InterCTC
 masks of the mean | Muon | no momentum | rotary memory | 4 memory heads | 1 memory head
