@@ -399,6 +399,29 @@ def test_what_a_model_knows_by_heart_is_scored_by_texts_and_voices(scripts, corp
         overfit.main()
 
 
+def test_sessions_whose_utterances_come_again(scripts, corpus, monkeypatch, tmp_path):
+    import again
+    import contestants
+
+    monkeypatch.setattr(contestants.tokenizer, '__defaults__', (64,))
+    train(monkeypatch, corpus, tmp_path, 'LaCT-Conformer')
+    monkeypatch.setattr(again, 'UTTERANCES', 2)
+    heard, usual = [], again.transcribe
+    monkeypatch.setattr(again, 'transcribe', lambda model, rows, *a: heard.append(rows) or usual(model, rows, *a))
+    model, output = (str(tmp_path / name) for name in ('LaCT-Conformer-0.nemo', 'again.json'))
+    options = [model, '--corpus', str(corpus), '--output', output]
+    monkeypatch.setattr(sys, 'argv', ['again.py', *options])
+    again.main()
+    rows = json.loads((tmp_path / 'again.json').read_text())['rows']
+    assert [(row['learning'], row['times']) for row in rows] == [(True, 1), (True, 2), (False, 1), (False, 2)]
+    assert len(heard[0]) == len(heard[1]) == 2  # 3 utterances
+    for once, twice in zip(heard[0], heard[1]):
+        assert twice['text'] == f"{once['text']} {once['text']}" and twice['samples'] > 1.9 * once['samples']
+    monkeypatch.setattr(sys, 'argv', ['again.py', *options, '--seconds', '0.1'])
+    again.main()
+    assert len(heard[4]) == 1
+
+
 def test_weights_of_sources_change_how_often_they_are_drawn(scripts, corpus):
     from corpus import load
     from feed import Batches
