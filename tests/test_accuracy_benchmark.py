@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -334,30 +335,75 @@ def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path)
 
 @pytest.fixture
 def wordnet(tmp_path):
-    """A folder as the package has it: two entries of one file, glosses behind a bar."""
+    """A folder as the package has it: a line of licence, and entries with fields as wndb(5) has them."""
     lines = [
-        '01 n | the brown cat of a house; (zoology) a small animal kept by people; "the red cat sat on the mat"',
-        '02 v | said of 3 cats that sleep; kept on the red cat sat on the mat today; "the old dog sat on the mat"',
+        '  1 this is the licence | that is not spoken in any case',
+        '05 03 n 01 cat 0 001 @ 07 n 0000 | the brown cat of a house; "the red cat sat on the mat"',
+        '06 03 n 02 car 0 auto 0 000 | a thing with four wheels; (in towns) seen with 3 people in it',
+        '07 03 n 01 pet 0 001 ~ 05 n 0000 | a small animal kept by people; "the old dog sat on the mat"',
+        '08 03 n 01 dog 0 002 ~ 06 n 0000 @ 07 n 0000 | that which barks in the night',
+        '09 03 n 01 mat 0 000 | where the red cat sat on the mat today',
     ]
     (tmp_path / 'data.noun').write_text('\n'.join(lines))
     return tmp_path
 
 
-def test_definitions_are_for_training_and_share_no_run_of_words_with_a_test_sentence(scripts, monkeypatch, wordnet):
+CAT, CAR, PET, DOG = ('the brown cat of a house', 'a thing with four wheels', 'a small animal kept by people',
+                      'that which barks in the night')  # fmt: skip
+
+
+def test_definitions_come_by_field_and_those_for_training_have_nothing_of_the_tests(scripts, monkeypatch, wordnet):
     import texts
 
-    tested = 'the red cat sat on the mat'
-    monkeypatch.setattr(texts, 'split', lambda text: 'test' if text == tested else 'train')
+    tested = ['the red cat sat on the mat']
+    monkeypatch.setattr(texts, 'split', lambda text: 'test' if text in tested else 'train')
     examples = texts.sentences(wordnet)
-    assert examples == [tested, 'the old dog sat on the mat']
-    meant = ['the brown cat of a house', 'a small animal kept by people']
-    assert texts.definitions(wordnet, examples) == meant  # that with a digit and that with the test's words are out
-    monkeypatch.setattr(texts, 'split', lambda text: 'test' if text in (tested, meant[1]) else 'train')
-    assert texts.definitions(wordnet, examples) == meant[:1]
+    assert examples == [*tested, 'the old dog sat on the mat']
+    assert texts.definitions(wordnet, examples) == [CAR, PET, CAT, DOG]  # without the one that has the test's words
     options = ['texts.py', str(wordnet / 'out.txt'), '--wordnet', str(wordnet), '--definitions']
     monkeypatch.setattr(sys, 'argv', options)
     texts.main()
-    assert (wordnet / 'out.txt').read_text().splitlines() == examples + meant[:1]
+    assert (wordnet / 'out.txt').read_text().splitlines() == [CAR, PET, CAT, DOG]
+    monkeypatch.setattr(sys, 'argv', options[:-1])
+    texts.main()
+    assert (wordnet / 'out.txt').read_text().splitlines() == examples
+    tested.append('where the red cat sat on the mat today')  # a definition for test may share words with an example
+    assert texts.definitions(wordnet, examples)[-1] == tested[1]
+
+
+def test_verbs_that_are_kinds_of_each_other_end_the_walk(scripts, wordnet):
+    import texts
+
+    lines = ['01 29 v 01 a 0 001 @ 02 v 0000 01 + 08 00 | to one thing', '02 29 v 01 b 0 001 @ 01 v 0000 00 | to two']
+    (wordnet / 'data.verb').write_text('\n'.join(lines))
+    assert [gloss.strip() for gloss in texts.by_field(wordnet)][-2:] == ['to two', 'to one thing']
+
+
+def test_speakers_of_fields_say_neighbours_and_are_scored_apart(scripts, corpus, monkeypatch, tmp_path):
+    import corpus as making
+    from score import plan
+
+    pytest.importorskip('espeakng_loader')
+    words = ['red old big odd sad shy'.split(), 'cat dog hen fox cow'.split(), 'mat box bed'.split()]
+    lines = [f'the {a} {b} sat on the {c}' for a, b, c in product(*words)]
+    (tmp_path / 'texts.txt').write_text('\n'.join(lines))
+    texts = str(tmp_path / 'texts.txt')
+    options = [str(tmp_path / 'out'), '--texts', texts, '--fields', texts, '--jobs', '1']
+    hours = ['--hours', '0.003', '--field-hours', '0.03', '--test-hours', '0.003']
+    monkeypatch.setattr(sys, 'argv', ['corpus.py', *options, *hours])
+    making.main()
+    for texts, shard in zip(making.parts(lines), ('train-fields', 'test-fields')):
+        assert len(texts) > 3
+        rows, speakers = making.load(tmp_path / 'out', shard), {}
+        for row in rows:
+            speakers.setdefault(row['speaker'], []).append(texts.index(row['text']))
+        assert len(rows) > 3
+        for own in speakers.values():
+            assert all((b - a) % len(texts) == 1 for a, b in zip(own, own[1:]))
+    sets = plan(tmp_path / 'out')
+    assert sets['fields, 10 min, noisy'] == ('test-fields', 600, True) and sets['10 min, noisy'][0] == 'test-voice'
+    assert not any(name.startswith('fields0') for name in sets)
+    assert not any(name.startswith('fields') for name in plan(corpus))
 
 
 def test_no_recording_is_in_a_row_twice(scripts):

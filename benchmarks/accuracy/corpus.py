@@ -5,7 +5,8 @@
 
 An utterance is in OUT/<shard>.i16 (16 kHz int16, end to end) and a line of OUT/<shard>.jsonl: start, samples, text,
 speaker, source. Training shards speak the texts that texts.py gives to training, in voices that no test shard has;
-test shards hold an hour of each of three held-out voices, all with the same words in another order.
+test shards hold an hour of each of three held-out voices, all with the same words in another order. With --fields there
+are shards whose speakers say definitions of one field, one after another, so that words come again within a session.
 `load` reads a folder.
 """
 
@@ -44,6 +45,7 @@ class Job:
     engine: str = 'espeak'
     voice: tuple | None = None  # voice, pitch, rate; None draws speakers
     utterances: int = 40  # per speaker
+    in_order: bool = False  # each speaker says neighbours among the texts, from a place drawn for them
 
 
 class Shard:
@@ -63,14 +65,20 @@ class Shard:
         self.lines.close()
 
 
+def parts(texts: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Those for training and those for test."""
+    return tuple(tuple(t for t in texts if split(t) == part) for part in ('train', 'test'))
+
+
 def speak(folder: Path, job: Job) -> float:
     """Makes one shard; returns its hours."""
     rng, shard, said = random.Random(f'{job.engine} {job.seed}'), Shard(folder, job.name), 0
-    texts = rng.sample(job.texts, len(job.texts))
+    texts, first = job.texts if job.in_order else rng.sample(job.texts, len(job.texts)), 0
     while shard.samples < job.hours * 3600 * RATE:
-        text = texts[said % len(texts)]
         if said % job.utterances == 0:
             who = job.voice or _draw(rng, job.engine)
+            first = rng.randrange(len(texts)) if job.in_order else 0
+        text = texts[(first + said) % len(texts)]
         if job.engine == 'espeak':
             samples = audio.resample(espeak().say(text, *who), espeak().sample_rate, RATE)
         else:
@@ -129,17 +137,27 @@ def main() -> None:
     parser.add_argument(
         '--manifests', nargs='*', default=[], help='name:path; "test" in the name keeps it out of training'
     )
+    parser.add_argument('--fields', type=Path, help='definitions, of texts.py; each speaker says some of one field')
+    parser.add_argument('--field-hours', type=float, default=30.0, help='of them for training')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     began, texts = time.monotonic(), args.texts.read_text().splitlines()
-    train, test = (tuple(t for t in texts if split(t) == part) for part in ('train', 'test'))
+    train, test = parts(texts)
     jobs = [Job(f'test-voice{i}', args.test_hours, test, i, voice=v, utterances=10**9) for i, v in enumerate(TEST)]
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]
     shards = max(1, 3 * args.jobs)
     jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i) for i in range(shards)]
+    if args.fields:
+        train, test = parts(args.fields.read_text().splitlines())
+        jobs += [
+            Job(f'test-fields{i}', args.test_hours, test, i, voice=v, utterances=10**9, in_order=True)
+            for i, v in enumerate(TEST)
+        ]
+        hours = args.field_hours / shards
+        jobs += [Job(f'train-fields{i}', hours, train, 10**6 + i, in_order=True) for i in range(shards)]
     manifests = [m.split(':', 1) for m in args.manifests]
     with ProcessPoolExecutor(args.jobs) as pool:
         made = [pool.submit(copy, args.output, n if 'test' in n else f'train-{n}', n, Path(p)) for n, p in manifests]

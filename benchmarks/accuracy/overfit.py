@@ -10,9 +10,8 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from corpus import TEST, Job, load, speak
+from corpus import TEST, Job, load, parts, speak
 from score import count, transcribe
-from texts import split
 from voices import Report, restored, script_options
 
 
@@ -31,9 +30,8 @@ def main() -> None:
     args = parser.parse_args()
     model = restored(args.model)
     report = Report(args, model)
-    lines = args.texts.read_text().splitlines()
-    for part, held_out in product(('train', 'test'), (False, True)):
-        texts = tuple(text for text in lines if split(text) == part)
+    lines = dict(zip(('train', 'test'), parts(args.texts.read_text().splitlines())))
+    for (part, texts), held_out in product(lines.items(), (False, True)):
         if not texts:
             parser.error(f'--texts {args.texts}: none for {part}; benchmarks/accuracy/texts.py makes such files')
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ length hold the same words. A LaCT model is scored twice, its memory learning an
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from feed import RATE, acoustics
 from nemo_lact.evaluation import count as errors
 
 SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
+VOICES = ('test-voice', 'test-fields')  # shards of the held-out voices: sentences drawn, definitions of a field
 AT_ONCE = 3 * 3700 * RATE  # samples of a batch, padding counted
 FULL_ATTENTION_MOST = 900  # seconds; at an hour its scores alone take more memory than a GPU has
 
@@ -55,12 +57,13 @@ def plan(corpus: Path, only: Sequence[str] = ()) -> dict[str, tuple[str, int, bo
     """
     sets = {}
     for path in sorted(corpus.glob('test-*.jsonl')):
-        if not path.stem.startswith('test-voice'):
+        if not path.stem.startswith(VOICES):
             sets[f'{path.stem[5:]}, utterances'] = (path.stem, 0, False)
             sets[f'{path.stem[5:]}, sessions of 2 min'] = (path.stem, 120, False)
-    for kind in ('clean', 'noisy'):
-        for name, seconds in {'utterances': 0, **SESSIONS}.items():
-            sets[f'{name}, {kind}'] = ('test-voice', seconds, kind == 'noisy')
+    for shards in VOICES[: 1 + any(corpus.glob(f'{VOICES[1]}*.jsonl'))]:
+        before = 'fields, ' if shards == VOICES[1] else ''
+        for kind, (name, seconds) in product(('clean', 'noisy'), {'utterances': 0, **SESSIONS}.items()):
+            sets[f'{before}{name}, {kind}'] = (shards, seconds, kind == 'noisy')
     for start in only:
         if not any(name.startswith(start) for name in sets):
             raise ValueError(f"no test set begins with '{start}'; there are {', '.join(map(repr, sets))}")

@@ -3,11 +3,11 @@
     python benchmarks/accuracy/texts.py OUT.txt                     # fetches the package with apt-get download
     python benchmarks/accuracy/texts.py OUT.txt --wordnet FOLDER    # that holds data.noun and so on
     python benchmarks/accuracy/texts.py data/wordnet/texts.txt --split train
-    python benchmarks/accuracy/texts.py OUT.txt --definitions       # some 113,000 more, all for training
+    python benchmarks/accuracy/texts.py OUT.txt --definitions       # some 113,000 others
 
 One a line, lower case a-z and apostrophes. `split` says by the text alone whether a sentence is for training or test,
-so that no test sentence is ever spoken in training, whoever speaks it. Test sentences are usage examples, with or
-without the definitions, of which those are left out that have five words in a row of a test sentence.
+so that no test sentence is ever spoken in training, whoever speaks it. Definitions that are examples too, or have five
+words in a row of a test sentence, are left out. They come by field: those of all birds in a row, after birds as such.
 """
 
 import argparse
@@ -22,28 +22,47 @@ WORDS = (4, 24)  # a sentence has so many
 SAME = 5  # words in a row that a definition may not have of a test sentence
 
 
-def glosses(folder: Path) -> Iterator[str]:
-    """Definitions and "examples" of each entry."""
+def entries(folder: Path) -> Iterator[tuple[list[str], str]]:
+    """Fields, as wndb(5) has them, and gloss (definitions and "examples") of each entry."""
     for path in sorted(folder.glob('data.*')):
         for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-            yield line.partition('|')[2]
+            if not line.startswith(' '):  # the licence
+                head, _, gloss = line.partition('|')
+                yield head.split(), gloss
+
+
+def by_field(folder: Path) -> list[str]:
+    """Glosses in the order of a walk through the tree of "is a kind of": neighbours have to do with each other."""
+    above, found = {}, []
+    for fields, gloss in entries(folder):
+        first = 5 + 2 * int(fields[3], 16)  # after the words, each with a number, and how many pointers follow
+        kinds = [f'{fields[2]}{fields[i + 1]}' for i in range(first, len(fields) - 3, 4) if fields[i] in ('@', '@i')]
+        own = f'{fields[2]}{fields[0]}'
+        above[own] = kinds[0] if kinds else None
+        found.append((own, gloss))
+
+    def path(entry: str) -> list[str]:
+        way = []
+        while entry in above and entry not in way:  # two verbs of WordNet are above each other
+            way.append(entry)
+            entry = above[entry]
+        return way[::-1]
+
+    return [gloss for _, gloss in sorted(found, key=lambda pair: path(pair[0]))]
 
 
 def sentences(folder: Path) -> list[str]:
     """The examples."""
-    return _spoken(example for gloss in glosses(folder) for example in re.findall(r'"([^"]+)"', gloss))
+    return _spoken(example for _, gloss in entries(folder) for example in re.findall(r'"([^"]+)"', gloss))
 
 
 def definitions(folder: Path, examples: list[str]) -> list[str]:
-    """The definitions, each for training: nothing in `split`'s test part, nor like an example there."""
-    said = {run for text in examples if split(text) == 'test' for run in _runs(text)}
-    parts = (part for gloss in glosses(folder) for part in re.sub(r'"[^"]*"|\([^)]*\)', '', gloss).split(';'))
+    """The definitions, by field; those for training have nothing of a test sentence, be it one of these."""
+    parts = (part for gloss in by_field(folder) for part in re.sub(r'"[^"]*"|\([^)]*\)', '', gloss).split(';'))
     known = set(examples)
-    return [
-        text
-        for text in _spoken(parts)
-        if text not in known and split(text) == 'train' and said.isdisjoint(_runs(text))
-    ]
+    found = [text for text in _spoken(parts) if text not in known]
+    said = {run for text in (*examples, *found) if split(text) == 'test' for run in _runs(text)}
+    return [text for text in found if split(text) == 'test' or said.isdisjoint(_runs(text))]
 
 
 def _spoken(raw: Iterable[str]) -> list[str]:
@@ -75,7 +94,7 @@ def main() -> None:
     parser.add_argument('output', type=Path)
     parser.add_argument('--wordnet', type=Path, help='folder with data.noun, data.verb, data.adj and data.adv')
     parser.add_argument('--split', choices=['train', 'test'], help='only those of it (default: both)')
-    parser.add_argument('--definitions', action='store_true', help='the definitions too')
+    parser.add_argument('--definitions', action='store_true', help='the definitions, not the examples')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wordnet = args.wordnet
@@ -85,7 +104,7 @@ def main() -> None:
             subprocess.run(['dpkg-deb', '-x', str(package), folder], check=True)
             wordnet = Path(folder, 'usr/share/wordnet')
         texts = sentences(wordnet)
-        texts += definitions(wordnet, texts) if args.definitions else []
+        texts = definitions(wordnet, texts) if args.definitions else texts
     if not texts:
         raise SystemExit(f"no examples in {wordnet}: it must hold WordNet's data.noun, data.verb, data.adj, data.adv")
     if args.split:

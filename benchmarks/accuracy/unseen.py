@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from corpus import HELD_OUT, RATE, Job, load, speak
-from texts import split
+from corpus import HELD_OUT, RATE, Job, load, parts, speak
 
 from nemo_lact.data import audio
 from nemo_lact.data.manifests import write_manifest
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument('--texts', type=Path, required=True, help='of texts.py; the test texts are said')
     parser.add_argument('--seconds', type=float, default=150.0, help='of each voice')
     args = parser.parse_args()
-    texts = tuple(text for text in args.texts.read_text().splitlines() if split(text) == 'test')
+    _, texts = parts(args.texts.read_text().splitlines())
     if not texts:
         parser.error(f'--texts {args.texts}: no test text in it; benchmarks/accuracy/texts.py makes such files')
     write_manifest(args.output / 'unseen.json', utterances(args.output, texts, args.seconds))
