@@ -111,6 +111,7 @@ def transcribe(model, rows: list[dict], noisy: bool, autocast: bool = True) -> l
         except torch.cuda.OutOfMemoryError:  # others may be on the GPU
             if len(batch) == 1:
                 raise
+            torch.cuda.empty_cache()
             most = sum(row['samples'] for row in batch.values()) // 2
             continue
         at = stop

@@ -125,6 +125,9 @@ def main() -> None:
     trainer.fit(model)
     took = time.monotonic() - began
     model.eval().to('cuda' if gpu else 'cpu')
+    if gpu:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()  # others may train on it
     if encoder.get('compile'):  # scoring meets each shape once
         model.encoder.config.compile = model.cfg.encoder.compile = False
     name = Run(args.contestant, args.seed).name
