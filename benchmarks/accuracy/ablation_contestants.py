@@ -161,15 +161,6 @@ class TwoReadsMemory(FastWeightMemory):
         return out + more, state
 
 
-class ForgetsInUse(Contestant):
-    """Trained with a memory that keeps all it learns; used, and saved, with one that goes back towards its weights."""
-
-    def on_train_end(self):
-        super().on_train_end()
-        for config in (self.encoder.config, self.cfg.encoder):
-            config.lact_retention = LACT_CONFORMER['lact_retention']
-
-
 class TwoReads(ScoredByReference):
     """With `TwoReadsMemory`, which a saved .nemo does not name."""
 
@@ -178,6 +169,15 @@ class TwoReads(ScoredByReference):
         for layer in self.encoder.layers:
             memory = layer.mixer.memory
             memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+
+
+class ForgetsInUse(Contestant):
+    """Trained with a memory that keeps all it learns; used, and saved, with one that goes back towards its weights."""
+
+    def on_train_end(self):
+        super().on_train_end()
+        for config in (self.encoder.config, self.cfg.encoder):
+            config.lact_retention = LACT_CONFORMER['lact_retention']
 
 
 class TwoViews(Contestant):

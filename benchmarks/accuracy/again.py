@@ -10,18 +10,17 @@ errors in the second.
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus import load
 from feed import RATE
 from score import count, sessions, transcribe
-from voices import Report, options, restored
+from voices import Report, held_out, options, restored
 
 UTTERANCES = 12  # of a session
 
 
-def parts(corpus: Path, most: float) -> Iterator[list[dict]]:
+def drawn(corpus: Path, most: float) -> Iterator[list[dict]]:
     """Utterances of a session each, of every held-out voice up to `most` seconds."""
-    for name in sorted(path.stem for path in corpus.glob('test-voice*.jsonl')) or ['test-voice']:
-        rows, seconds = load(corpus, name), 0.0
+    for _, rows in held_out(corpus):
+        seconds = 0.0
         for i in range(0, len(rows), UTTERANCES):
             if seconds >= most:
                 break
@@ -32,7 +31,7 @@ def parts(corpus: Path, most: float) -> Iterator[list[dict]]:
 def main() -> None:
     args = options(__doc__, seconds=500).parse_args()
     model = restored(args.model)
-    report, said = Report(args, model), list(parts(args.corpus, args.seconds))
+    report, said = Report(args, model), list(drawn(args.corpus, args.seconds))
     for learning in (True, False):
         model.encoder.adaptation = learning
         for times in (1, 2):

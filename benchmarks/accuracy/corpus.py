@@ -48,6 +48,11 @@ class Job:
     in_order: bool = False  # each speaker says neighbours among the texts, from a place drawn for them
 
 
+def tests(name: str, hours: float, texts: tuple[str, ...], **options) -> list[Job]:
+    """A shard of each held-out voice."""
+    return [Job(f'test-{name}{i}', hours, texts, i, voice=v, utterances=10**9, **options) for i, v in enumerate(TEST)]
+
+
 class Shard:
     """Writes OUT/name.i16 and OUT/name.jsonl."""
 
@@ -73,7 +78,7 @@ def parts(texts: list[str]) -> tuple[tuple[str, ...], ...]:
 def speak(folder: Path, job: Job) -> float:
     """Makes one shard; returns its hours."""
     rng, shard, said = random.Random(f'{job.engine} {job.seed}'), Shard(folder, job.name), 0
-    texts, first = job.texts if job.in_order else rng.sample(job.texts, len(job.texts)), 0
+    texts = job.texts if job.in_order else rng.sample(job.texts, len(job.texts))
     while shard.samples < job.hours * 3600 * RATE:
         if said % job.utterances == 0:
             who = job.voice or _draw(rng, job.engine)
@@ -144,7 +149,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     began, texts = time.monotonic(), args.texts.read_text().splitlines()
     train, test = parts(texts)
-    jobs = [Job(f'test-voice{i}', args.test_hours, test, i, voice=v, utterances=10**9) for i, v in enumerate(TEST)]
+    jobs = tests('voice', args.test_hours, test)
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]
@@ -152,10 +157,7 @@ def main() -> None:
     jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i) for i in range(shards)]
     if args.fields:
         train, test = parts(args.fields.read_text().splitlines())
-        jobs += [
-            Job(f'test-fields{i}', args.test_hours, test, i, voice=v, utterances=10**9, in_order=True)
-            for i, v in enumerate(TEST)
-        ]
+        jobs += tests('fields', args.test_hours, test, in_order=True)
         hours = args.field_hours / shards
         jobs += [Job(f'train-fields{i}', hours, train, 10**6 + i, in_order=True) for i in range(shards)]
     manifests = [m.split(':', 1) for m in args.manifests]

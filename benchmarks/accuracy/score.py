@@ -17,7 +17,8 @@ from feed import RATE, acoustics
 from nemo_lact.evaluation import count as errors
 
 SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
-VOICES = ('test-voice', 'test-fields')  # shards of the held-out voices: sentences drawn, definitions of a field
+# How the sets of the held-out voices begin -> their shards: sentences drawn, and definitions of a field if there are.
+VOICES = {'': 'test-voice', 'fields, ': 'test-fields'}
 AT_ONCE = 3 * 3700 * RATE  # samples of a batch, padding counted
 FULL_ATTENTION_MOST = 900  # seconds; at an hour its scores alone take more memory than a GPU has
 
@@ -57,11 +58,12 @@ def plan(corpus: Path, only: Sequence[str] = ()) -> dict[str, tuple[str, int, bo
     """
     sets = {}
     for path in sorted(corpus.glob('test-*.jsonl')):
-        if not path.stem.startswith(VOICES):
+        if not path.stem.startswith(tuple(VOICES.values())):
             sets[f'{path.stem[5:]}, utterances'] = (path.stem, 0, False)
             sets[f'{path.stem[5:]}, sessions of 2 min'] = (path.stem, 120, False)
-    for shards in VOICES[: 1 + any(corpus.glob(f'{VOICES[1]}*.jsonl'))]:
-        before = 'fields, ' if shards == VOICES[1] else ''
+    for before, shards in VOICES.items():
+        if before and not any(corpus.glob(f'{shards}*.jsonl')):
+            continue
         for kind, (name, seconds) in product(('clean', 'noisy'), {'utterances': 0, **SESSIONS}.items()):
             sets[f'{before}{name}, {kind}'] = (shards, seconds, kind == 'noisy')
     for start in only:

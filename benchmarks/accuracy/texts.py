@@ -18,8 +18,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from prompts import Rows
+
 WORDS = (4, 24)  # a sentence has so many
-SAME = 5  # words in a row that a definition may not have of a test sentence
 
 
 def entries(folder: Path) -> Iterator[tuple[list[str], str]]:
@@ -61,8 +62,8 @@ def definitions(folder: Path, examples: list[str]) -> list[str]:
     parts = (part for gloss in by_field(folder) for part in re.sub(r'"[^"]*"|\([^)]*\)', '', gloss).split(';'))
     known = set(examples)
     found = [text for text in _spoken(parts) if text not in known]
-    said = {run for text in (*examples, *found) if split(text) == 'test' for run in _runs(text)}
-    return [text for text in found if split(text) == 'test' or said.isdisjoint(_runs(text))]
+    tested = Rows(text for text in (*examples, *found) if split(text) == 'test')
+    return [text for text in found if split(text) == 'test' or text not in tested]
 
 
 def _spoken(raw: Iterable[str]) -> list[str]:
@@ -75,12 +76,6 @@ def _spoken(raw: Iterable[str]) -> list[str]:
         if WORDS[0] <= len(words) <= WORDS[1]:
             found.setdefault(' '.join(words))
     return list(found)
-
-
-def _runs(text: str) -> set[str]:
-    """Every `SAME` words in a row; of a shorter text all of it."""
-    words = text.split()
-    return {' '.join(words[i : i + SAME]) for i in range(max(1, len(words) - SAME + 1))}
 
 
 def split(text: str) -> str:

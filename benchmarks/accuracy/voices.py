@@ -39,15 +39,25 @@ def restored(path: Path) -> ASRModel:
     return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
 
+def held_out(corpus: Path) -> Iterator[tuple[str, list[dict]]]:
+    """Name of each held-out voice, and its rows.
+
+    Raises:
+        FileNotFoundError: the corpus has none.
+    """
+    for name in sorted(path.stem for path in corpus.glob('test-voice*.jsonl')) or ['test-voice']:
+        yield name, load(corpus, name)
+
+
 def voices(corpus: Path, most: float) -> Iterator[tuple[str, float, list[dict]]]:
     """Name of each held-out voice, its seconds, and its utterances as one session; the one that passes `most` ends it.
 
     Raises:
         FileNotFoundError: the corpus has none.
     """
-    for name in sorted(path.stem for path in corpus.glob('test-voice*.jsonl')) or ['test-voice']:
+    for name, rows in held_out(corpus):
         kept, seconds = [], 0.0
-        for row in load(corpus, name):
+        for row in rows:
             kept.append(row)
             seconds += row['samples'] / RATE
             if seconds > most:
