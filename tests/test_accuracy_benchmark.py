@@ -227,6 +227,56 @@ def test_precision_refuses_a_model_that_cannot_have_them(scripts, corpus, monkey
         precision.main()
 
 
+@pytest.mark.parametrize('contestant', ['FastConformer full', 'two reads'])
+def test_losses_of_the_middle_and_the_end_in_use_and_in_training(contestant, scripts, corpus, monkeypatch, tmp_path):
+    import halves
+    from ablation_contestants import two_reads
+    from corpus import load
+
+    from nemo_lact import ops
+
+    monkeypatch.setattr(ops, 'use_implementation', lambda name: None)  # for the tests after this one
+    path, model = untrained(corpus, tmp_path, contestant, dropout=0.3)
+    options = []
+    if contestant == 'two reads':  # as train.py saves it
+        two_reads(model.encoder)
+        with torch.no_grad():
+            for layer in model.encoder.layers:
+                layer.mixer.memory.gate_proj.learned.bias.fill_(1.0)
+        model.save_to(str(path))
+        options = ['--contestant', contestant]
+    out = tmp_path / 'halves.json'
+    arguments = [str(path), '--corpus', str(corpus), '--shards', 'train-voice', '--rows', '6', '--output', str(out)]
+    monkeypatch.setattr(sys, 'argv', ['halves.py', *arguments, *options])
+    halves.main()
+    found = {(row['rows'], row['mode']): row for row in json.loads(out.read_text())['rows']}
+    assert len(found) == 4
+    used, trained = found['utterances', 'in use'], found['utterances', 'training']
+    assert abs(used['end'] - trained['end']) > 0.01 and abs(used['middle'] - trained['middle']) > 0.01
+
+    rows = sorted(random.Random(0).sample(load(corpus, 'train-voice'), 6), key=lambda row: row['samples'])
+    model = halves.opened(path, *options[1:] or [None])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with halves.dropping(model):
+        halves.losses(model, rows)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    middle, end = halves.losses(model, rows)
+    assert (middle, end) == pytest.approx((used['middle'], used['end']), rel=1e-5)  # and dropout is off again
+
+    lengths = torch.tensor([row['samples'] for row in rows])
+    sound = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row['sound'] / 32768).float() for row in rows], True)
+    said = [torch.tensor(model.tokenizer.text_to_ids(row['text'])) for row in rows]
+    counts = torch.tensor([len(tokens) for tokens in said])
+    targets = torch.nn.utils.rnn.pad_sequence(said, True)
+    with torch.no_grad():
+        log_probs, frames, _ = model(input_signal=sound, input_signal_length=lengths)
+        by_nemo = model.loss(log_probs=log_probs, targets=targets, input_lengths=frames, target_lengths=counts)
+    assert bool((counts < frames).all()) and end == pytest.approx(by_nemo.item(), rel=1e-4)
+    del model.encoder.layers[1]  # what is left ends where half of the layers did
+    assert halves.losses(model, rows)[1] == pytest.approx(middle, rel=1e-4)
+
+
 def test_probe_of_what_the_memory_holds_and_its_table(scripts, corpus, monkeypatch, tmp_path):
     import probe
     import report

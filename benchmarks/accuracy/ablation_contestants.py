@@ -161,14 +161,19 @@ class TwoReadsMemory(FastWeightMemory):
         return out + more, state
 
 
+def two_reads(encoder: torch.nn.Module) -> None:
+    """Gives each layer a `TwoReadsMemory` and its gates."""
+    for layer in encoder.layers:
+        memory = layer.mixer.memory
+        memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+
+
 class TwoReads(ScoredByReference):
     """With `TwoReadsMemory`, which a saved .nemo does not name."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for layer in self.encoder.layers:
-            memory = layer.mixer.memory
-            memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+        two_reads(self.encoder)
 
 
 class ForgetsInUse(Contestant):
