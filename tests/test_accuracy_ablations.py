@@ -208,6 +208,67 @@ def test_a_second_read_is_added_and_begins_closed():
     assert torch.allclose(read(True), frozen + learned) and torch.equal(read(False), frozen)
 
 
+@pytest.fixture
+def conformers(corpus, tmp_path):
+    """'FastConformer local' and 'Conformer with memory' of the same weights, small, for evaluation."""
+    from conformer_memory import ALL
+    from contestants import config, tokenizer
+    from corpus import load
+
+    small = dict(n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    subwords = tokenizer([row['text'] for row in load(corpus)], tmp_path / 'subwords', 64)
+    models = []
+    for name in ('FastConformer local', 'Conformer with memory'):
+        recipe = ALL[name]
+        models.append(recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval())
+    renamed = {k.replace('linear_out.', 'linear_out.linear.'): v for k, v in models[0].state_dict().items()}
+    missing, unexpected = models[1].load_state_dict(renamed, strict=False)
+    assert not unexpected and all('.linear_out.memory.' in name for name in missing) and missing
+    return models
+
+
+def test_a_conformer_with_memory_begins_as_the_conformer_and_learns_of_valid_frames(conformers):
+    plain, model = (m.encoder for m in conformers)
+    torch.manual_seed(0)
+    features, lengths = torch.randn(2, 80, 2400), torch.tensor([2400, 1600])  # 300 and 200 frames: chunks of 128
+
+    def heard(encoder, features=features):
+        with torch.no_grad():
+            out, frames = encoder(audio_signal=features, length=lengths)
+        return torch.cat([row[:, :n].T for row, n in zip(out, frames)])
+
+    base = heard(plain)
+    assert torch.allclose(heard(model), base, atol=1e-5)
+    for layer in model.layers:
+        gates = layer.self_attn.linear_out.memory.gate_proj
+        for gate in (gates.initial, gates.learned):
+            torch.nn.init.constant_(gate.bias, 1.0)
+    learning = heard(model)
+    model.adaptation = False
+    frozen = heard(model)
+    assert (frozen - base).abs().max() > 1e-2 and (learning - frozen).abs().max() > 1e-3
+    model.adaptation = True
+    louder = features.clone()
+    louder[1, :, 1600:] = 7.0  # padding
+    assert torch.allclose(heard(model, louder), learning, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_conformer_with_memory_has_as_many_parameters_trains_and_is_scored(corpus, monkeypatch, tmp_path):
+    from conformer_memory import ALL, ConformerWithMemory
+    from nemo.collections.asr.modules import ConformerEncoder
+
+    options = {k: v for k, v in ALL['FastConformer local'].encoder.items() if k != '_target_'}
+    plain, encoder = ConformerEncoder(**options), ConformerEncoder(**options)
+    holder = SimpleNamespace(encoder=encoder)
+    ConformerWithMemory.remember(holder)
+    more = sum(p.numel() for p in encoder.parameters()) / sum(p.numel() for p in plain.parameters())
+    assert 1 < more <= 1.05
+    report = train(monkeypatch, corpus, tmp_path, 'Conformer with memory')
+    assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
+    assert set(report['scores']) == {'utterances, clean', 'utterances, clean, frozen'}
+
+
 def test_a_memory_may_forget_in_use_only(corpus, monkeypatch, tmp_path):
     from contestants import LACT_CONFORMER
     from nemo.collections.asr.models import EncDecCTCModelBPE

@@ -265,6 +265,7 @@ ABLATIONS = {
         but(lact_mode='causal', att_context_size=[[64, 64], [64, 0]], **STREAMING), model=TwoWindows
     ),
     'no InterCTC': replace(but(), interctc=0.0),
+    'InterCTC 0.1': replace(but(), interctc=0.1),
     'CR-CTC': replace(but(), model=TwoViews, time_masks=12),
     'masks of the mean': replace(but(), mask_value=MEL[0]),
     'dropout 0.1': but(**DROPOUT),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from ablation_contestants import RECIPES
 from ablation_tables import AVERAGED
 from ablations import Run
 from averaging import Average
+from conformer_memory import ALL
 from contestants import centre, config, tokenizer
 from corpus import load
 from feed import Batches
@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from score import plan, score
 
 from nemo_lact import ops
+from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.wave_step import fast_memory_problem
 from nemo_lact.schedule import EndWithTime
 
@@ -49,7 +50,7 @@ class Clock(pl.Callback):
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('contestant', choices=list(RECIPES), metavar='contestant', help='; '.join(RECIPES))
+    parser.add_argument('contestant', choices=list(ALL), metavar='contestant', help='; '.join(ALL))
     parser.add_argument('--corpus', type=Path, required=True)
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=3000)
@@ -81,9 +82,9 @@ def parsed() -> argparse.Namespace:
 
 def memory_that_can_run(encoder, device) -> str:
     """Takes back NEMO_LACT_OPS=fast where the kernels cannot run; returns what does."""
-    if hasattr(encoder, 'adaptation') and ops.implementation() == 'fast':
-        memory = encoder.layers[0].mixer.memory
-        problem = fast_memory_problem(encoder.config, memory, torch.bfloat16, torch.device(device))
+    memory = next((m for m in encoder.modules() if isinstance(m, FastWeightMemory)), None)
+    if memory is not None and ops.implementation() == 'fast':
+        problem = fast_memory_problem(memory.config, memory, torch.bfloat16, torch.device(device))
         if problem:
             print(f'the fast memory cannot run: {problem}. So NEMO_LACT_OPS=auto', flush=True)
             ops.use_implementation('auto')
@@ -93,7 +94,7 @@ def memory_that_can_run(encoder, device) -> str:
 def main() -> None:
     args = parsed()
     pl.seed_everything(args.seed)
-    recipe = RECIPES[args.contestant]
+    recipe = ALL[args.contestant]
     rows = [row for row in load(args.corpus, 'train') if row['source'] not in args.leave_out]
     texts = sorted({row['text'] for row in load(args.corpus, 'train')})
     encoder = OmegaConf.to_container(OmegaConf.merge(recipe.encoder, OmegaConf.from_dotlist(args.encoder)))
