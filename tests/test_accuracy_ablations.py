@@ -186,7 +186,7 @@ def test_a_step_of_the_same_size_for_any_evidence():
 
 
 def test_a_second_read_is_added_and_begins_closed():
-    from ablation_contestants import TwoGates, TwoReadsMemory
+    from ablation_contestants import read_twice
 
     from nemo_lact.modules.config import LaCTEncoderConfig
     from nemo_lact.modules.fast_weights import FastWeightMemory
@@ -200,7 +200,7 @@ def test_a_second_read_is_added_and_begins_closed():
         return memory(x, q, k, v, valid, None, None, adaptation, None, False)[0]
 
     frozen, learned = read(False), read(True)
-    memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+    read_twice(memory)
     assert torch.equal(read(False), frozen) and torch.equal(read(True), frozen)
     read(True).square().sum().backward()
     assert memory.gate_proj.learned.weight.grad.abs().sum() > 0
@@ -255,13 +255,12 @@ def test_a_conformer_with_memory_begins_as_the_conformer_and_learns_of_valid_fra
 
 @pytest.mark.slow
 def test_a_conformer_with_memory_has_as_many_parameters_trains_and_is_scored(corpus, monkeypatch, tmp_path):
-    from conformer_memory import ALL, ConformerWithMemory
+    from conformer_memory import ALL, remember
     from nemo.collections.asr.modules import ConformerEncoder
 
     options = {k: v for k, v in ALL['FastConformer local'].encoder.items() if k != '_target_'}
     plain, encoder = ConformerEncoder(**options), ConformerEncoder(**options)
-    holder = SimpleNamespace(encoder=encoder)
-    ConformerWithMemory.remember(holder)
+    remember(encoder)
     more = sum(p.numel() for p in encoder.parameters()) / sum(p.numel() for p in plain.parameters())
     assert 1 < more <= 1.05
     report = train(monkeypatch, corpus, tmp_path, 'Conformer with memory')

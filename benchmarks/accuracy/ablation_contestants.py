@@ -161,11 +161,14 @@ class TwoReadsMemory(FastWeightMemory):
         return out + more, state
 
 
+def read_twice(memory: FastWeightMemory) -> None:
+    """Makes it a `TwoReadsMemory` with its gates."""
+    memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+
+
 def two_reads(encoder: torch.nn.Module) -> None:
-    """Gives each layer a `TwoReadsMemory` and its gates."""
     for layer in encoder.layers:
-        memory = layer.mixer.memory
-        memory.__class__, memory.gate_proj = TwoReadsMemory, TwoGates(memory.gate_proj)
+        read_twice(layer.mixer.memory)
 
 
 class TwoReads(ScoredByReference):

@@ -6,17 +6,14 @@ is 'FastConformer local'.
 
 from functools import partial
 
-from ablation_contestants import RECIPES, ScoredByReference, TwoGates, TwoReadsMemory
-from contestants import CONFORMER, CONTESTANTS, Recipe
+from ablation_contestants import RECIPES, ScoredByReference, read_twice
+from contestants import CONTESTANTS, LACT_CONFORMER, Recipe
 from torch import Tensor, nn
 
 from nemo_lact.modules.config import LaCTEncoderConfig
 from nemo_lact.modules.fast_weights import FastWeightMemory
 
-MEMORY = dict(
-    d_model=CONFORMER['d_model'], n_heads=CONFORMER['n_heads'], num_lact_heads=4, lact_chunk_size=128, use_muon=False,
-    use_momentum=False, base_lr=0.05, lact_retention=0.8, segment_frames=-1,
-)  # fmt: skip
+MEMORY = LACT_CONFORMER | dict(num_lact_heads=4, use_momentum=False)  # 4 heads have half the weights of 2
 
 
 class WithMemory(nn.Module):
@@ -32,7 +29,7 @@ class WithMemory(nn.Module):
     def __init__(self, attention: nn.Module, options: dict):
         super().__init__()
         self.linear, self.memory = attention.linear_out, FastWeightMemory(LaCTEncoderConfig.from_kwargs(**options))
-        self.memory.__class__, self.memory.gate_proj = TwoReadsMemory, TwoGates(self.memory.gate_proj)
+        read_twice(self.memory)
         for parameter in self.memory.gate_proj.initial.parameters():
             nn.init.zeros_(parameter)
         self.heard, self.valid, self.adaptation = {}, None, True
@@ -40,13 +37,13 @@ class WithMemory(nn.Module):
             getattr(attention, f'linear_{name}').register_forward_hook(partial(self._hear, name))
 
     def _hear(self, name: str, linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-        self.heard |= {name: out, f'{name} of': inputs[0]}
+        self.heard |= {name: out, 'x': inputs[0]}
 
     def forward(self, near: Tensor) -> Tensor:
         """Attention [B, T, D] -> [B, T, D]."""
         heard, self.heard = self.heard, {}
         far, _ = self.memory(
-            heard['q of'], heard['q'], heard['k'], heard['v'], self.valid, None, None, self.adaptation, None, False
+            heard['x'], heard['q'], heard['k'], heard['v'], self.valid, None, None, self.adaptation, None, False
         )
         return self.linear(near + far.to(near.dtype))
 
@@ -56,15 +53,15 @@ class ConformerWithMemory(ScoredByReference):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.remember()
+        remember(self.encoder)
 
-    def remember(self) -> None:
-        """Gives the encoder its memories."""
-        self.encoder.adaptation = True
-        width = self.encoder.d_model
-        for layer in self.encoder.layers:
-            layer.self_attn.linear_out = WithMemory(layer.self_attn, MEMORY | dict(d_model=width))
-            layer.register_forward_pre_hook(partial(_tell, self.encoder), with_kwargs=True)
+
+def remember(encoder: nn.Module) -> None:
+    """Gives NeMo's encoder its memories."""
+    encoder.adaptation = True
+    for layer in encoder.layers:
+        layer.self_attn.linear_out = WithMemory(layer.self_attn, MEMORY | dict(d_model=encoder.d_model))
+        layer.register_forward_pre_hook(partial(_tell, encoder), with_kwargs=True)
 
 
 def _tell(encoder: nn.Module, layer: nn.Module, inputs: tuple, named: dict) -> None:

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from ablation_contestants import two_reads
 from corpus import load
 from nemo.collections.asr.models import ASRModel
-from score import sessions
+from score import sessions, sound_of
 from torch import Tensor, nn
 from voices import Report, restored, script_options
 
@@ -69,9 +68,7 @@ def losses(model: ASRModel, rows: list[dict]) -> tuple[float, float]:
     for first in range(0, len(rows), AT_ONCE):
         batch = rows[first : first + AT_ONCE]
         lengths = torch.tensor([row['samples'] for row in batch])
-        sound = torch.zeros(len(batch), int(lengths.max()))
-        for target, row in zip(sound, batch):
-            target[: row['samples']] = torch.from_numpy(np.array(row['sound'])).float() / 32768
+        sound = nn.utils.rnn.pad_sequence([sound_of(row) for row in batch], batch_first=True)
         said = [torch.tensor(model.tokenizer.text_to_ids(row['text'])) for row in batch]
         counts = torch.tensor([len(t) for t in said])
         end, frames, _ = model(input_signal=sound.to(model.device), input_signal_length=lengths.to(model.device))

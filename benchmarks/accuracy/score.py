@@ -120,13 +120,18 @@ def transcribe(model, rows: list[dict], noisy: bool, autocast: bool = True) -> l
     return [texts[i] for i in range(len(rows))]
 
 
+def sound_of(row: dict) -> torch.Tensor:
+    """Of a row as `load` and `sessions` have them: float in −1 … 1, [samples]."""
+    return torch.from_numpy(np.array(row['sound'])).float() / 32768
+
+
 def _greedy(model, rows: dict[int, dict], noisy: bool, autocast: bool) -> dict[int, str]:
     """Texts of the rows, by their places."""
     device = model.device
     lengths = torch.tensor([row['samples'] for row in rows.values()], device=device)
     sound = torch.zeros(len(rows), int(lengths.max()), device=device)
     for target, (i, row) in zip(sound, rows.items()):
-        piece = torch.from_numpy(np.array(row['sound'])).to(device).float() / 32768
+        piece = sound_of(row).to(device)
         if noisy:
             generator = torch.Generator(device).manual_seed(i)
             length = torch.tensor([len(piece)], device=device)
