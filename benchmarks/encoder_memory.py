@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from side_by_side import recipe_encoder
+from speed import recipe_encoder
 
 from nemo_lact.modules import LaCTEncoder
 

@@ -1,4 +1,4 @@
-"""What benchmarks share: contestants take turns, a report says what they took, and the encoder of a recipe."""
+"""What benchmarks share: contestants take turns, and a report says what they took."""
 
 import argparse
 import json
@@ -14,16 +14,7 @@ from pathlib import Path
 import nemo
 import torch
 from nemo.utils import logging as nemo_logging
-from omegaconf import OmegaConf
 from speed import GPU, commit
-
-from nemo_lact.registration import config_dir
-
-
-def recipe_encoder(name: str) -> dict:
-    """Options of `LaCTEncoder` in a recipe, the name of its YAML."""
-    recipe = OmegaConf.load(Path(config_dir()) / f'{name}.yaml')
-    return OmegaConf.to_container(recipe.model.encoder, resolve=True)
 
 
 def clear() -> float:

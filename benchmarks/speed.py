@@ -4,13 +4,13 @@
     python benchmarks/speed.py --tasks "train 32 x 15 s" --rounds 9   # one row
     python benchmarks/speed.py --output benchmarks/results --tasks "infer 1 x 600 s" --precision bf16   # on a CPU
 
-Contestants: NeMo's ConformerEncoder (FastConformer-L: 512 × 17, 8×, dw_striding), full and local [128, 128]; LaCT base
-(768 × 12, chunk 512, window [128, 128], Muon and momentum) with the reference memory, with the fast one, and with the
-fast one and `compile: true`. On a CPU both are small and of about equal size, the memory is the reference, and full
-attention is left out beyond a minute. Random features, random weights; bf16 autocast on a GPU. Before timing, the fast
-LaCT's output is held against the reference's. Contestants take turns within a round; reported are the median and the
-range over the rounds, peak memory, hours of audio an hour (RTFx), and the share of the bf16 rate that a large matrix
-product reaches on this device.
+Contestants: NeMo's ConformerEncoder (FastConformer-L: 512 × 17, 8×, dw_striding), full and local [128, 128]; LaCT as in
+the recipe lact_ctc_bpe (768 × 12) but with window [128, 128], with the reference memory, with the fast one, and with
+the fast one and `compile: true`; and so LaCT-Conformer of the recipe lact-conformer_ctc_bpe (512 × 16). On a CPU all
+are small and of about equal size, the memory is the reference, and full attention is left out beyond a minute. Random
+features, random weights; bf16 autocast on a GPU. Before timing, the fast LaCT's output is held against the reference's.
+Contestants take turns within a round; reported are the median and the range over the rounds, peak memory, hours of
+audio an hour (RTFx), and the share of the bf16 rate that a large matrix product reaches on this device.
 """
 
 import argparse
@@ -28,11 +28,13 @@ from pathlib import Path
 
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
+from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_lact import ops
 from nemo_lact.modules import LaCTEncoder, wavefront
 from nemo_lact.ops import cuda_graphs
+from nemo_lact.registration import config_dir
 
 GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if GPU else 'cpu'
@@ -58,9 +60,24 @@ def conformer(full: bool) -> torch.nn.Module:
     )  # fmt: skip
 
 
-def lact(compile: bool) -> torch.nn.Module:
-    size = {} if GPU else dict(d_model=384, n_layers=13, n_heads=6, num_lact_heads=3)
-    return LaCTEncoder(att_context_size=[128, 128], compile=compile, **size)
+def recipe_encoder(name: str) -> dict:
+    """Options of `LaCTEncoder` in a recipe, the name of its YAML."""
+    recipe = OmegaConf.load(Path(config_dir()) / f'{name}.yaml')
+    return OmegaConf.to_container(recipe.model.encoder, resolve=True)
+
+
+SMALL = {  # on a CPU
+    'lact_ctc_bpe': dict(d_model=384, n_layers=13, n_heads=6, num_lact_heads=3),
+    'lact-conformer_ctc_bpe': dict(d_model=256, n_layers=16, n_heads=4, num_lact_heads=2),
+}
+
+
+def lact(compile: bool, recipe: str = 'lact_ctc_bpe') -> torch.nn.Module:
+    size = {} if GPU else SMALL[recipe]
+    return LaCTEncoder(**recipe_encoder(recipe) | size | dict(att_context_size=[128, 128], compile=compile))
+
+
+CONFORMER_RECIPE = 'lact-conformer_ctc_bpe'
 
 
 CONTESTANTS = {  # name -> builder, implementation of the memory
@@ -69,6 +86,8 @@ CONTESTANTS = {  # name -> builder, implementation of the memory
     'LaCT reference': (lambda: lact(False), 'reference'),
     'LaCT fast': (lambda: lact(False), 'fast' if GPU else 'auto'),
     'LaCT fast compiled': (lambda: lact(True), 'fast' if GPU else 'auto'),
+    'LaCT-Conformer fast': (lambda: lact(False, CONFORMER_RECIPE), 'fast' if GPU else 'auto'),
+    'LaCT-Conformer fast compiled': (lambda: lact(True, CONFORMER_RECIPE), 'fast' if GPU else 'auto'),
 }
 
 
@@ -204,7 +223,7 @@ def run_task(name: str, encoders: dict, rounds: int, kind: str, peak_rate: float
         work = None
         if GPU and not (who == 'FastConformer full' and seconds > 300):
             # Never a compiled one: the mode that counts makes torch give up compiling it, for good.
-            counted = lact(False).to(DEVICE) if 'LaCT' in who else encoders[who]
+            counted = CONTESTANTS[who.removesuffix(' compiled')][0]().to(DEVICE) if 'LaCT' in who else encoders[who]
             work = rows * flops(counted, seconds, who == 'FastConformer full') * (3 if training else 1)
         row.update(
             ms=median, ms_least=min(took), ms_most=max(took), gib=memory.get(who),
@@ -248,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, help='folder for speed_gpu.json or speed_cpu_<precision>.json')
     parser.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
-    usual = [who for who in CONTESTANTS if GPU or who not in ('LaCT fast', 'LaCT fast compiled')]
+    usual = [who for who in CONTESTANTS if GPU or ' fast' not in who]
     parser.add_argument('--contestants', nargs='*', default=usual, choices=list(CONTESTANTS))
     parser.add_argument('--rounds', type=int, default=9 if GPU else 3)
     parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16' if GPU else 'fp32')

@@ -24,8 +24,8 @@ from functools import partial
 
 import torch
 from nemo.collections.asr.modules import ConformerEncoder
-from side_by_side import add_rows, clear, new_parser, new_report, peak, recipe_encoder, take_turns
-from speed import DEVICE, GPU, clock, precision
+from side_by_side import add_rows, clear, new_parser, new_report, peak, take_turns
+from speed import DEVICE, GPU, clock, precision, recipe_encoder
 
 from nemo_lact.modules import LaCTEncoder
 

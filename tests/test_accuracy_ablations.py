@@ -253,6 +253,57 @@ def test_a_conformer_with_memory_begins_as_the_conformer_and_learns_of_valid_fra
     assert torch.allclose(heard(model, louder), learning, atol=1e-4)
 
 
+@pytest.fixture
+def relative(corpus, tmp_path):
+    """'two reads, relative positions', small, for evaluation."""
+    from conformer_memory import ALL
+    from contestants import config, tokenizer
+    from corpus import load
+
+    small = dict(n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    subwords = tokenizer([row['text'] for row in load(corpus)], tmp_path / 'subwords', 64)
+    recipe = ALL['two reads, relative positions']
+    return recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval().encoder
+
+
+def test_attention_of_nemo_in_blocks_of_lact_hears_its_window_and_no_padding(relative):
+    mixer = relative.layers[0].mixer
+    torch.manual_seed(0)
+    x, valid = torch.randn(2, 300, 32), torch.ones(2, 300, dtype=torch.bool)
+    valid[1, 200:] = False
+
+    def mixed(x, adaptation=False):
+        with torch.no_grad():
+            return mixer(x, valid, None, None, (4, 4), adaptation, None, False)[0]
+
+    out, changed = mixed(x), x.clone()
+    changed[0, 100], changed[1, 200:] = 1.0, 7.0
+    moved = (mixed(changed) - out).abs().amax(-1) > 1e-5
+    assert moved[0].nonzero().flatten().tolist() == list(range(96, 105))
+    assert not moved[1, :200].any()
+    shifted = mixed(x.roll(1, dims=1))
+    assert torch.allclose(shifted[0, 20:280], out[0, 19:279], atol=1e-5)  # positions are relative
+    for parameter in mixer.memory.gate_proj.learned.parameters():
+        torch.nn.init.ones_(parameter)
+    assert (mixed(x, adaptation=True) - out)[0].abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_two_reads_with_relative_positions_has_as_many_parameters_trains_and_is_scored(
+    corpus, relative, monkeypatch, tmp_path
+):
+    from conformer_memory import ALL, NemoAttention
+
+    encoder = LaCTEncoder(**{k: v for k, v in ALL['two reads'].encoder.items() if k != '_target_'})
+    plain = sum(p.numel() for p in encoder.parameters())
+    for layer in encoder.layers:
+        layer.mixer = NemoAttention(layer.mixer)
+    assert 1 < sum(p.numel() for p in encoder.parameters()) / plain <= 1.05
+    report = train(monkeypatch, corpus, tmp_path, 'two reads, relative positions')
+    assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
+    assert set(report['scores']) == {'utterances, clean', 'utterances, clean, frozen'}
+
+
 @pytest.mark.slow
 def test_a_conformer_with_memory_has_as_many_parameters_trains_and_is_scored(corpus, monkeypatch, tmp_path):
     from conformer_memory import ALL, remember

@@ -255,6 +255,7 @@ ABLATIONS = {
     'rotary memory': but(ttt_nope=False),
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
     'two reads': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads),
+    'two reads, InterCTC 0.1': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads, interctc=0.1),
     'norm after each block': but(block_norm=True),
     'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),
@@ -268,7 +269,6 @@ ABLATIONS = {
         but(lact_mode='causal', att_context_size=[[64, 64], [64, 0]], **STREAMING), model=TwoWindows
     ),
     'no InterCTC': replace(but(), interctc=0.0),
-    'InterCTC 0.1': replace(but(), interctc=0.1),
     'CR-CTC': replace(but(), model=TwoViews, time_masks=12),
     'masks of the mean': replace(but(), mask_value=MEL[0]),
     'dropout 0.1': but(**DROPOUT),

@@ -22,7 +22,8 @@ MEANING = {
     'divided by the share of the chunk that is filled, so that an utterance of 3 s moves the memory as far as 10 s',
     'two reads': 'the initial weights are read in any case; a second read, of those learned, is added by a gate that '
     'begins closed; no momentum',
-    'InterCTC 0.1': 'the CTC loss after half of the layers counts 0.1 (base: 0.3), that at the end the rest',
+    'two reads, InterCTC 0.1': 'two reads, and the CTC loss after half of the layers counts 0.1 (base: 0.3), that at '
+    'the end the rest',
     'no long rows': 'half of the batches of rows of one utterance, half of rows of 16 s (base: 35% and 35%, 30% long)',
     'more long rows': '60% of the batches of long rows',
     'causal': '`lact_mode: causal`, window and convolutions hear frames to come',
