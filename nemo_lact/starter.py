@@ -9,7 +9,7 @@ NOTICE = (
     'no --model: this is the starter model, which knows synthetic voices and one real one, and little of others; '
     'fine-tune it on your speech (docs/starter.md)'
 )
-SHA256 = '281b06ba9138ad8892d92c550fedc6b448312ae13ca77d178be57ab99854a9e8'
+SHA256 = '2d8e61eeffa1c92746b5ca3986b97591cb5671f658ddcdb331cb02f266f119fe'
 
 
 def resolve(model: str | Path) -> Path:

@@ -256,6 +256,7 @@ ABLATIONS = {
     'same step for any evidence': replace(but(segment_frames=-1), model=SameStep),
     'two reads': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads),
     'two reads, InterCTC 0.1': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads, interctc=0.1),
+    'two reads, InterCTC 0.5': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads, interctc=0.5),
     'norm after each block': but(block_norm=True),
     'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),

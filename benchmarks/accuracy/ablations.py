@@ -34,6 +34,7 @@ memory width 2 | window 16 | window 128 | no long rows | more long rows
 no retention | window 16, memory not learning | causal | causal, chunk 32 | causal, chunk 32, more long rows
 two windows | base_lr 0.001 | frozen at times | norm and biases | norm and biases, chunk 512
 norm and biases, dropout 0.1 | norm and biases, memory not learning | two reads, InterCTC 0.1
+two reads, InterCTC 0.5
 """
 
 
