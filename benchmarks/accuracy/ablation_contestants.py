@@ -257,6 +257,9 @@ ABLATIONS = {
     'two reads': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads),
     'two reads, InterCTC 0.1': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads, interctc=0.1),
     'two reads, InterCTC 0.5': replace(but(segment_frames=-1, use_momentum=False), model=TwoReads, interctc=0.5),
+    'two reads, window 16': replace(
+        but(segment_frames=-1, use_momentum=False, att_context_size=[16, 16]), model=TwoReads
+    ),
     'norm after each block': but(block_norm=True),
     'biases': but(use_bias=True),
     'no long rows': replace(but(), kinds=dict(short=0.5, middle=0.5, long=0.0)),

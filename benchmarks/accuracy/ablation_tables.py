@@ -25,6 +25,7 @@ MEANING = {
     'two reads, InterCTC 0.1': 'two reads, and the CTC loss after half of the layers counts 0.1 (base: 0.3), that at '
     'the end the rest',
     'two reads, InterCTC 0.5': 'that, with 0.5',
+    'two reads, window 16': 'the memory of two reads, and attention of 16 frames (1.3 s) to each side instead of 64',
     'no long rows': 'half of the batches of rows of one utterance, half of rows of 16 s (base: 35% and 35%, 30% long)',
     'more long rows': '60% of the batches of long rows',
     'causal': '`lact_mode: causal`, window and convolutions hear frames to come',

@@ -35,6 +35,7 @@ no retention | window 16, memory not learning | causal | causal, chunk 32 | caus
 two windows | base_lr 0.001 | frozen at times | norm and biases | norm and biases, chunk 512
 norm and biases, dropout 0.1 | norm and biases, memory not learning | two reads, InterCTC 0.1
 two reads, InterCTC 0.5
+two reads, window 16
 """
 
 
