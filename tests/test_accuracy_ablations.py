@@ -390,3 +390,88 @@ def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
     train(monkeypatch, corpus, tmp_path, 'both modes', '--steps', '4')
     assert seen[-2:] == [(False, 'bidirectional', [64, 64], False), (True, 'causal', [64, 0], True)]  # while scored
     assert {entry[0] for entry in seen[:4]} == {True, False} and all(entry in seen[-2:] for entry in seen)
+
+
+CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditioned', 'two reads, self-conditioned']
+NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned']
+
+
+def built(name, corpus, folder, **small):
+    from conditioned import ALL
+    from contestants import config, tokenizer
+    from corpus import load
+
+    subwords = tokenizer([row['text'] for row in load(corpus)], folder / 'subwords', 64)
+    recipe = ALL[name]
+    return recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval()
+
+
+@pytest.mark.parametrize('name', CONDITIONED)
+def test_the_upper_half_is_told_what_the_lower_half_would_say(corpus, tmp_path, name):
+    model = built(name, corpus, tmp_path, n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    encoder, conv = model.encoder, model.decoder.decoder_layers[0]
+    torch.manual_seed(0)
+    signal, length = torch.randn(1, 80, 400), torch.tensor([400])
+    halves = []
+    encoder.layers[0].register_forward_hook(lambda layer, inputs, out: halves.append(out))
+
+    def heard():
+        return encoder(audio_signal=signal, length=length)[0]
+
+    plain = heard()
+    (hook,) = (hooks := encoder.layers[1]._forward_pre_hooks).values()
+    kept = dict(hooks)
+    hooks.clear()
+    assert torch.equal(heard(), plain)  # it begins as if it were not told
+    hooks.update(kept)
+    torch.nn.init.normal_(encoder.condition.weight)
+    told = heard()
+    assert (told - plain).abs().max() > 1e-2
+    half = halves[0][0] if isinstance(halves[0], tuple) else halves[0]
+    normed = encoder.head(half) if hasattr(encoder, 'head') else half
+    said = (normed @ conv.weight[..., 0].T + conv.bias).softmax(-1)  # [1, T, V + 1]
+    inputs, named = hook(encoder.layers[1], (half,), {}) if hasattr(encoder, 'head') else hook(None, (), {'x': half})
+    got = inputs[0] if inputs else named['x']
+    assert torch.allclose(got, half + said @ encoder.condition.weight.T, atol=1e-5)
+    told.square().sum().backward()
+    assert encoder.condition.weight.grad.abs().sum() > 0 and conv.weight.grad.abs().sum() > 0
+
+
+def test_layers_without_a_memory_and_two_with_projections_of_their_own(corpus, tmp_path):
+    from nemo_lact.modules.fast_weights import FastWeightMemory
+
+    small = dict(n_layers=8, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    without = built('no memory', corpus, tmp_path, **small).encoder
+    assert not any(isinstance(m, FastWeightMemory) for m in without.modules()) and not without.adaptation
+    encoder = built('two memories, self-conditioned', corpus, tmp_path, **small).encoder
+    assert [i for i, layer in enumerate(encoder.layers) if hasattr(layer.mixer, 'memory')] == [2, 5]
+    mixer = encoder.layers[2].mixer
+    x, valid = torch.randn(1, 300, 32), torch.ones(1, 300, dtype=torch.bool)
+    cos, sin = torch.ones(300, 4), torch.zeros(300, 4)
+
+    def mixed(adaptation):
+        with torch.no_grad():
+            return mixer(x, valid, cos, sin, (4, 4), adaptation, None, False)[0]
+
+    for parameter in mixer.memory.gate_proj.learned.parameters():
+        torch.nn.init.ones_(parameter)
+    before, frozen = mixed(True), mixed(False)
+    assert (before - frozen).abs().max() > 1e-4
+    torch.nn.init.zeros_(mixer.own.weight)
+    assert (mixed(True) - before).abs().max() > 1e-4 and (mixed(False) - frozen).abs().max() > 1e-4
+
+
+def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
+    base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
+        'FastConformer local', *NEW
+    ))  # fmt: skip
+    assert all(abs(count / base - 1) <= 0.05 for count in others), [count / base for count in others]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NEW)
+def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
+    report = train(monkeypatch, corpus, tmp_path, name)
+    assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
+    frozen = {'utterances, clean, frozen'} if name.startswith('two') else set()
+    assert set(report['scores']) == {'utterances, clean'} | frozen

@@ -13,7 +13,7 @@ import torch
 from ablation_tables import AVERAGED
 from ablations import Run
 from averaging import Average
-from conformer_memory import ALL
+from conditioned import ALL
 from contestants import centre, config, tokenizer
 from corpus import load
 from feed import Batches

@@ -1,0 +1,132 @@
+"""What the upper half is told, and where a memory is needed: self-conditioned CTC, and memories in no or two layers.
+
+'self-conditioned' contestants hear, after half of their layers, what InterCTC would say there (arXiv 2104.02724). 'no
+memory' is LaCT's block without one; 'two memories' has them in two of the eight layers, with projections of their own.
+"""
+
+from ablation_contestants import RECIPES, ScoredByReference, but, read_twice
+from conformer_memory import ALL as BEFORE
+from contestants import CONTESTANTS, Contestant, Recipe
+from torch import Tensor, nn
+
+from nemo_lact.modules.lact_layer import LaCTMixer
+
+
+class SelfConditioned(Contestant):
+    """The upper half of the encoder hears the tokens' probabilities after the lower half, as InterCTC has them."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        condition(self)
+
+
+def condition(model: Contestant) -> None:
+    """Adds W p to what the upper half hears, p the probabilities that the decoder gives there; W begins with zeros."""
+    encoder, decoder = model.encoder, model.decoder.decoder_layers
+    normed = getattr(encoder, 'head', lambda x: x)  # NeMo's blocks end with a norm
+    encoder.condition = nn.Linear(decoder[0].out_channels, encoder.d_model, bias=False)
+    nn.init.zeros_(encoder.condition.weight)
+
+    def told(x: Tensor) -> Tensor:
+        said = decoder(normed(x).transpose(1, 2)).transpose(1, 2)  # [B, T, V + 1]
+        return x + encoder.condition(said.float().softmax(-1)).to(x.dtype)
+
+    def hook(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        if 'x' in named:  # NeMo's layers
+            return inputs, named | {'x': told(named['x'])}
+        return (told(inputs[0]), *inputs[1:]), named
+
+    encoder.layers[len(encoder.layers) // 2].register_forward_pre_hook(hook, with_kwargs=True)
+
+
+class AttentionOnly(LaCTMixer):
+    """A mixer without its memory."""
+
+    def forward(self, x, valid, cos, sin, window, *rest) -> tuple[Tensor, None]:
+        """As LaCTMixer's, without a state."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
+        return self.out(self.near(q, k, v, valid, cos, sin, window)), None
+
+
+def forget(mixer: LaCTMixer) -> None:
+    mixer.__class__ = AttentionOnly
+    del mixer.memory
+
+
+class OwnProjections(LaCTMixer):
+    """A mixer whose memory has queries, keys and values of its own."""
+
+    def forward(
+        self, x, valid, cos, sin, window, adaptation, state, keep_state, learn=None, layout=None
+    ) -> tuple[Tensor, object]:
+        """As LaCTMixer's."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
+        near = self.near(q, k, v, valid, cos, sin, window)
+        q, k, v = self.own(x).chunk(3, dim=-1)
+        learn = valid if learn is None else learn
+        far, state = self.memory(x, q, k, v, learn, cos, sin, adaptation, state, keep_state, layout)
+        return self.out(near + far.to(near.dtype)), state
+
+
+def separate(mixer: LaCTMixer) -> None:
+    mixer.__class__ = OwnProjections
+    mixer.own = nn.Linear(mixer.config.d_model, 3 * mixer.config.d_model, bias=mixer.config.use_bias)
+
+
+class NoMemory(ScoredByReference):
+    """LaCT's blocks without memory, which a saved .nemo does not name."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.encoder.adaptation = False
+        for layer in self.encoder.layers:
+            forget(layer.mixer)
+
+
+class NoMemoryConditioned(NoMemory):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        condition(self)
+
+
+class TwoReadsConditioned(ScoredByReference):
+    """'two reads', self-conditioned."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in self.encoder.layers:
+            read_twice(layer.mixer.memory)
+        condition(self)
+
+
+class TwoMemories(ScoredByReference):
+    """Memories that read twice, with projections of their own, in a layer of the lower and one of the upper half."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        layers = self.encoder.layers
+        kept = {len(layers) // 4, len(layers) * 5 // 8}
+        for index, layer in enumerate(layers):
+            if index in kept:
+                read_twice(layer.mixer.memory)
+                separate(layer.mixer)
+            else:
+                forget(layer.mixer)
+        condition(self)
+
+
+WITHOUT = dict(segment_frames=-1, use_momentum=False, ff_expansion_factor=4.25)  # as wide as makes up for the memories
+LOCAL = CONTESTANTS['FastConformer local'].encoder
+
+
+def blocks(model: type[Contestant], **options) -> Recipe:
+    return Recipe(but(**options).encoder, model=model)
+
+
+ALL = BEFORE | {
+    'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
+    'no memory': blocks(NoMemory, **WITHOUT),
+    'no memory, self-conditioned': blocks(NoMemoryConditioned, **WITHOUT),
+    'two memories, self-conditioned': blocks(TwoMemories, **WITHOUT | dict(ff_expansion_factor=4)),
+    'two reads, self-conditioned': Recipe(RECIPES['two reads'].encoder, model=TwoReadsConditioned),
+}
