@@ -475,3 +475,38 @@ def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
     frozen = {'utterances, clean, frozen'} if name.startswith('two') else set()
     assert set(report['scores']) == {'utterances, clean'} | frozen
+
+
+@pytest.mark.slow
+def test_a_contestant_is_scored_again_from_its_file(corpus, monkeypatch, tmp_path):
+    name, (first, again) = 'two memories, self-conditioned', (tmp_path / 'first', tmp_path / 'again')
+    report = train(monkeypatch, corpus, first, name, '--save')
+    (path,) = first.glob('*.nemo')
+    with pytest.raises(SystemExit):
+        train(monkeypatch, corpus, again, name, '--steps', '0')
+    loaded = {}
+    import score
+
+    usual = score._greedy
+
+    def greedy(model, *args):
+        loaded.update(model.state_dict())
+        return usual(model, *args)
+
+    monkeypatch.setattr(score, '_greedy', greedy)
+    same = train(monkeypatch, corpus, again, name, '--steps', '0', '--init', str(path))
+    from voices import weights_of
+
+    assert same['steps'] == 0 and same['log'] == [] and same['scores'] == report['scores']
+    kept = weights_of(path)
+    assert loaded.keys() == kept.keys() and all(torch.equal(loaded[k].to(kept[k].dtype), kept[k]) for k in kept)
+
+
+def test_without_memories_no_fast_kernel_is_asked_for(corpus, tmp_path):
+    from nemo_lact.modules.wave_step import fast_memory_problem
+
+    model = built('no memory', corpus, tmp_path, n_layers=2, d_model=32, subsampling_conv_channels=8)
+    model.ways()['']()
+    encoder = model.encoder
+    problem = fast_memory_problem(encoder.config, encoder.layers[0].mixer.memory, torch.bfloat16, 'cuda')
+    assert problem == 'the reference memory is asked for'

@@ -42,6 +42,8 @@ def condition(model: Contestant) -> None:
 class AttentionOnly(LaCTMixer):
     """A mixer without its memory."""
 
+    memory = None
+
     def forward(self, x, valid, cos, sin, window, *rest) -> tuple[Tensor, None]:
         """As LaCTMixer's, without a state."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each

@@ -8,9 +8,7 @@ token, as the model is used, and as training computes them: with dropout and a b
 the same texts and jobs, and fewer hours, makes the first of the same recordings.
 """
 
-import io
 import random
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +19,7 @@ from corpus import load
 from nemo.collections.asr.models import ASRModel
 from score import sessions, sound_of
 from torch import Tensor, nn
-from voices import Report, restored, script_options
+from voices import Report, restored, script_options, weights_of
 
 from nemo_lact import ops
 from nemo_lact.modules.lact_layer import LaCTMixer
@@ -38,9 +36,7 @@ def opened(path: Path, contestant: str | None) -> ASRModel:
     ops.use_implementation('reference')
     model = ASRModel.restore_from(str(path), map_location='cpu', strict=False)
     two_reads(model.encoder)
-    with tarfile.open(path) as archive:
-        name = next(name for name in archive.getnames() if name.endswith('.ckpt'))
-        model.load_state_dict(torch.load(io.BytesIO(archive.extractfile(name).read()), map_location='cpu'))
+    model.load_state_dict(weights_of(path))
     return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
 

@@ -20,6 +20,7 @@ from feed import Batches
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 from score import plan, score
+from voices import weights_of
 
 from nemo_lact import ops
 from nemo_lact.modules.fast_weights import FastWeightMemory
@@ -53,7 +54,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('contestant', choices=list(ALL), metavar='contestant', help='; '.join(ALL))
     parser.add_argument('--corpus', type=Path, required=True)
     parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--steps', type=int, default=3000)
+    parser.add_argument('--steps', type=int, default=3000, help='0: score --init as it is')
     parser.add_argument('--minutes', type=float, default=10.0, help='of speech in a batch')
     parser.add_argument('--longest', type=float, default=40.0, help='seconds of the longest training rows')
     parser.add_argument('--lr', type=float, default=2e-3)
@@ -77,6 +78,8 @@ def parsed() -> argparse.Namespace:
         plan(args.corpus, args.sets)
     except ValueError as wrong:
         parser.error(f'--sets: {wrong}')
+    if not args.steps and not args.init:
+        parser.error('--steps 0 scores a model; say which with --init MODEL.nemo')
     return args
 
 
@@ -114,7 +117,7 @@ def main() -> None:
     model = recipe.model(cfg, trainer=trainer)
     centre(model)
     if args.init:
-        model.load_state_dict(EncDecCTCModelBPE.restore_from(str(args.init), map_location='cpu').state_dict())
+        model.load_state_dict(weights_of(args.init))
     memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
     weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
     tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
@@ -123,7 +126,8 @@ def main() -> None:
         batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=4 if args.workers else None
     )
     began = time.monotonic()
-    trainer.fit(model)
+    if args.steps:
+        trainer.fit(model)
     took = time.monotonic() - began
     model.eval().to('cuda' if gpu else 'cpu')
     if gpu:
