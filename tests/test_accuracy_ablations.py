@@ -27,6 +27,7 @@ if (ROOT / 'benchmarks').is_dir():
 else:
     ABLATIONS = {}
 TINY = ['--steps', '2', '--minutes', '0.2', '--workers', '0', '--score-seconds', '4', '--sets', 'utterances, clean']
+SMALLEST = dict(n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
 SMALL = ['--encoder', 'n_layers=2', 'd_model=32', 'subsampling_conv_channels=8']
 
 
@@ -69,6 +70,16 @@ def train(monkeypatch, corpus, out, contestant, *more) -> dict:
     train.main()
     (path,) = out.glob('*.json')
     return json.loads(path.read_text())
+
+
+def built(name, corpus, folder, **small):
+    from conditioned import ALL
+    from contestants import config, tokenizer
+    from corpus import load
+
+    subwords = tokenizer([row['text'] for row in load(corpus)], folder / 'subwords', 64)
+    recipe = ALL[name]
+    return recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval()
 
 
 def parameters(name: str) -> int:
@@ -211,16 +222,8 @@ def test_a_second_read_is_added_and_begins_closed():
 @pytest.fixture
 def conformers(corpus, tmp_path):
     """'FastConformer local' and 'Conformer with memory' of the same weights, small, for evaluation."""
-    from conformer_memory import ALL
-    from contestants import config, tokenizer
-    from corpus import load
-
-    small = dict(n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
-    subwords = tokenizer([row['text'] for row in load(corpus)], tmp_path / 'subwords', 64)
-    models = []
-    for name in ('FastConformer local', 'Conformer with memory'):
-        recipe = ALL[name]
-        models.append(recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval())
+    names = 'FastConformer local', 'Conformer with memory'
+    models = [built(name, corpus, tmp_path, **SMALLEST) for name in names]
     renamed = {k.replace('linear_out.', 'linear_out.linear.'): v for k, v in models[0].state_dict().items()}
     missing, unexpected = models[1].load_state_dict(renamed, strict=False)
     assert not unexpected and all('.linear_out.memory.' in name for name in missing) and missing
@@ -256,14 +259,7 @@ def test_a_conformer_with_memory_begins_as_the_conformer_and_learns_of_valid_fra
 @pytest.fixture
 def relative(corpus, tmp_path):
     """'two reads, relative positions', small, for evaluation."""
-    from conformer_memory import ALL
-    from contestants import config, tokenizer
-    from corpus import load
-
-    small = dict(n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
-    subwords = tokenizer([row['text'] for row in load(corpus)], tmp_path / 'subwords', 64)
-    recipe = ALL['two reads, relative positions']
-    return recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval().encoder
+    return built('two reads, relative positions', corpus, tmp_path, **SMALLEST).encoder
 
 
 def test_attention_of_nemo_in_blocks_of_lact_hears_its_window_and_no_padding(relative):
@@ -396,19 +392,9 @@ CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditi
 NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned']
 
 
-def built(name, corpus, folder, **small):
-    from conditioned import ALL
-    from contestants import config, tokenizer
-    from corpus import load
-
-    subwords = tokenizer([row['text'] for row in load(corpus)], folder / 'subwords', 64)
-    recipe = ALL[name]
-    return recipe.model(config(recipe, recipe.encoder | small, subwords, 1e-3, 10)).eval()
-
-
 @pytest.mark.parametrize('name', CONDITIONED)
 def test_the_upper_half_is_told_what_the_lower_half_would_say(corpus, tmp_path, name):
-    model = built(name, corpus, tmp_path, n_layers=2, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    model = built(name, corpus, tmp_path, **SMALLEST)
     encoder, conv = model.encoder, model.decoder.decoder_layers[0]
     torch.manual_seed(0)
     signal, length = torch.randn(1, 80, 400), torch.tensor([400])
@@ -440,7 +426,7 @@ def test_the_upper_half_is_told_what_the_lower_half_would_say(corpus, tmp_path, 
 def test_layers_without_a_memory_and_two_with_projections_of_their_own(corpus, tmp_path):
     from nemo_lact.modules.fast_weights import FastWeightMemory
 
-    small = dict(n_layers=8, d_model=32, subsampling_conv_channels=8, att_context_size=[4, 4])
+    small = SMALLEST | dict(n_layers=8)
     without = built('no memory', corpus, tmp_path, **small).encoder
     assert not any(isinstance(m, FastWeightMemory) for m in without.modules()) and not without.adaptation
     encoder = built('two memories, self-conditioned', corpus, tmp_path, **small).encoder
@@ -458,7 +444,7 @@ def test_layers_without_a_memory_and_two_with_projections_of_their_own(corpus, t
         torch.nn.init.ones_(parameter)
     before, frozen = mixed(True), mixed(False)
     assert (before - frozen).abs().max() > 1e-4
-    torch.nn.init.zeros_(mixer.own.weight)
+    torch.nn.init.zeros_(mixer.memory.own.weight)
     assert (mixed(True) - before).abs().max() > 1e-4 and (mixed(False) - frozen).abs().max() > 1e-4
 
 
@@ -506,7 +492,7 @@ def test_a_contestant_is_scored_again_from_its_file(corpus, monkeypatch, tmp_pat
 def test_without_memories_no_fast_kernel_is_asked_for(corpus, tmp_path):
     from nemo_lact.modules.wave_step import fast_memory_problem
 
-    model = built('no memory', corpus, tmp_path, n_layers=2, d_model=32, subsampling_conv_channels=8)
+    model = built('no memory', corpus, tmp_path, **SMALLEST)
     model.ways()['']()
     encoder = model.encoder
     problem = fast_memory_problem(encoder.config, encoder.layers[0].mixer.memory, torch.bfloat16, 'cuda')

@@ -4,16 +4,19 @@
 memory' is LaCT's block without one; 'two memories' has them in two of the eight layers, with projections of their own.
 """
 
-from ablation_contestants import RECIPES, ScoredByReference, but, read_twice
+from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
 from conformer_memory import ALL as BEFORE
-from contestants import CONTESTANTS, Contestant, Recipe
+from contestants import Contestant, Recipe
 from torch import Tensor, nn
 
 from nemo_lact.modules.lact_layer import LaCTMixer
 
 
 class SelfConditioned(Contestant):
-    """The upper half of the encoder hears the tokens' probabilities after the lower half, as InterCTC has them."""
+    """The upper half of the encoder hears the tokens' probabilities after the lower half, as InterCTC has them.
+
+    Before another contestant among the bases it conditions that one.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -42,8 +45,6 @@ def condition(model: Contestant) -> None:
 class AttentionOnly(LaCTMixer):
     """A mixer without its memory."""
 
-    memory = None
-
     def forward(self, x, valid, cos, sin, window, *rest) -> tuple[Tensor, None]:
         """As LaCTMixer's, without a state."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
@@ -51,28 +52,19 @@ class AttentionOnly(LaCTMixer):
 
 
 def forget(mixer: LaCTMixer) -> None:
-    mixer.__class__ = AttentionOnly
-    del mixer.memory
+    mixer.__class__, mixer.memory = AttentionOnly, None
 
 
-class OwnProjections(LaCTMixer):
-    """A mixer whose memory has queries, keys and values of its own."""
+class OwnProjectionsMemory(TwoReadsMemory):
+    """Reads twice, with queries, keys and values of its own instead of the attention's."""
 
-    def forward(
-        self, x, valid, cos, sin, window, adaptation, state, keep_state, learn=None, layout=None
-    ) -> tuple[Tensor, object]:
-        """As LaCTMixer's."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
-        near = self.near(q, k, v, valid, cos, sin, window)
-        q, k, v = self.own(x).chunk(3, dim=-1)
-        learn = valid if learn is None else learn
-        far, state = self.memory(x, q, k, v, learn, cos, sin, adaptation, state, keep_state, layout)
-        return self.out(near + far.to(near.dtype)), state
+    def forward(self, x, q, k, v, *rest):
+        return super().forward(x, *self.own(x).chunk(3, dim=-1), *rest)
 
 
-def separate(mixer: LaCTMixer) -> None:
-    mixer.__class__ = OwnProjections
-    mixer.own = nn.Linear(mixer.config.d_model, 3 * mixer.config.d_model, bias=mixer.config.use_bias)
+def separate(memory: TwoReadsMemory) -> None:
+    width, bias = memory.config.d_model, memory.config.use_bias
+    memory.__class__, memory.own = OwnProjectionsMemory, nn.Linear(width, 3 * width, bias=bias)
 
 
 class NoMemory(ScoredByReference):
@@ -85,20 +77,12 @@ class NoMemory(ScoredByReference):
             forget(layer.mixer)
 
 
-class NoMemoryConditioned(NoMemory):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        condition(self)
+class NoMemoryConditioned(SelfConditioned, NoMemory):
+    pass
 
 
-class TwoReadsConditioned(ScoredByReference):
-    """'two reads', self-conditioned."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for layer in self.encoder.layers:
-            read_twice(layer.mixer.memory)
-        condition(self)
+class TwoReadsConditioned(SelfConditioned, TwoReads):
+    pass
 
 
 class TwoMemories(ScoredByReference):
@@ -111,24 +95,21 @@ class TwoMemories(ScoredByReference):
         for index, layer in enumerate(layers):
             if index in kept:
                 read_twice(layer.mixer.memory)
-                separate(layer.mixer)
+                separate(layer.mixer.memory)
             else:
                 forget(layer.mixer)
-        condition(self)
 
 
-WITHOUT = dict(segment_frames=-1, use_momentum=False, ff_expansion_factor=4.25)  # as wide as makes up for the memories
-LOCAL = CONTESTANTS['FastConformer local'].encoder
+class TwoMemoriesConditioned(SelfConditioned, TwoMemories):
+    pass
 
 
-def blocks(model: type[Contestant], **options) -> Recipe:
-    return Recipe(but(**options).encoder, model=model)
-
-
+LOCAL, TWO_READS = (RECIPES[name].encoder for name in ('FastConformer local', 'two reads'))
+WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for the memories
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
-    'no memory': blocks(NoMemory, **WITHOUT),
-    'no memory, self-conditioned': blocks(NoMemoryConditioned, **WITHOUT),
-    'two memories, self-conditioned': blocks(TwoMemories, **WITHOUT | dict(ff_expansion_factor=4)),
-    'two reads, self-conditioned': Recipe(RECIPES['two reads'].encoder, model=TwoReadsConditioned),
+    'no memory': Recipe(WITHOUT, model=NoMemory),
+    'no memory, self-conditioned': Recipe(WITHOUT, model=NoMemoryConditioned),
+    'two memories, self-conditioned': Recipe(TWO_READS, model=TwoMemoriesConditioned),
+    'two reads, self-conditioned': Recipe(TWO_READS, model=TwoReadsConditioned),
 }

@@ -120,15 +120,17 @@ def main() -> None:
         model.load_state_dict(weights_of(args.init))
     memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
     weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
-    tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
-    batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed, recipe.kinds)
-    model._train_dl = torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=4 if args.workers else None
-    )
-    began = time.monotonic()
+    took = 0.0
     if args.steps:
+        tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
+        batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed, recipe.kinds)
+        ahead = 4 if args.workers else None
+        model._train_dl = torch.utils.data.DataLoader(
+            batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=ahead
+        )
+        began = time.monotonic()
         trainer.fit(model)
-    took = time.monotonic() - began
+        took = time.monotonic() - began
     model.eval().to('cuda' if gpu else 'cpu')
     if gpu:
         model.zero_grad(set_to_none=True)
