@@ -31,7 +31,7 @@ def describe(path: str | Path) -> dict:
         ValueError: no .nemo file, or one without config or weights.
     """
     check_nemo_file(path)
-    cfg, tensors = _read(Path(path))
+    cfg, tensors = config_and_weights(Path(path))
     parts: dict[str, int] = {}
     for name, tensor in tensors.items():
         part = _part(name)
@@ -94,8 +94,12 @@ def row_bytes(lact: dict, seconds: float) -> int:
     return int(max(front, layer + lact['memory_bytes_per_row']))
 
 
-def _read(path: Path):
-    """Config and tensors. Weights are loaded as data only: nothing in the file is run."""
+def config_and_weights(path: Path) -> tuple[DictConfig, dict]:
+    """Of a .nemo file, without making the model. Weights are loaded as data only: nothing in the file is run.
+
+    Raises:
+        ValueError: it is no .nemo file, or damaged.
+    """
     import torch
 
     with tarfile.open(path) as tar:

@@ -482,10 +482,10 @@ def test_a_contestant_is_scored_again_from_its_file(corpus, monkeypatch, tmp_pat
 
     monkeypatch.setattr(score, '_greedy', greedy)
     same = train(monkeypatch, corpus, again, name, '--steps', '0', '--init', str(path))
-    from voices import weights_of
+    from nemo_lact.info import config_and_weights
 
     assert same['steps'] == 0 and same['log'] == [] and same['scores'] == report['scores']
-    kept = weights_of(path)
+    kept = config_and_weights(path)[1]
     assert loaded.keys() == kept.keys() and all(torch.equal(loaded[k].to(kept[k].dtype), kept[k]) for k in kept)
 
 

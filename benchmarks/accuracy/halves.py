@@ -19,9 +19,10 @@ from corpus import load
 from nemo.collections.asr.models import ASRModel
 from score import sessions, sound_of
 from torch import Tensor, nn
-from voices import Report, restored, script_options, weights_of
+from voices import Report, restored, script_options
 
 from nemo_lact import ops
+from nemo_lact.info import config_and_weights
 from nemo_lact.modules.lact_layer import LaCTMixer
 
 TWO_READS = 'two reads'
@@ -36,7 +37,7 @@ def opened(path: Path, contestant: str | None) -> ASRModel:
     ops.use_implementation('reference')
     model = ASRModel.restore_from(str(path), map_location='cpu', strict=False)
     two_reads(model.encoder)
-    model.load_state_dict(weights_of(path))
+    model.load_state_dict(config_and_weights(path)[1])
     return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
 

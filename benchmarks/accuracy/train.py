@@ -20,9 +20,9 @@ from feed import Batches
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 from score import plan, score
-from voices import weights_of
 
 from nemo_lact import ops
+from nemo_lact.info import config_and_weights
 from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.wave_step import fast_memory_problem
 from nemo_lact.schedule import EndWithTime
@@ -117,7 +117,7 @@ def main() -> None:
     model = recipe.model(cfg, trainer=trainer)
     centre(model)
     if args.init:
-        model.load_state_dict(weights_of(args.init))
+        model.load_state_dict(config_and_weights(args.init)[1])
     memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
     weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
     took = 0.0

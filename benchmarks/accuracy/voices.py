@@ -1,11 +1,9 @@
 """One long session of each held-out voice, for scripts that score the same weights in several ways."""
 
 import argparse
-import io
 import json
 import shlex
 import sys
-import tarfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -15,7 +13,6 @@ from corpus import load
 from feed import RATE
 from nemo.collections.asr.models import ASRModel
 from score import sessions
-from torch import Tensor
 
 import nemo_lact  # noqa: F401  registers LaCTEncoder with NeMo
 
@@ -40,13 +37,6 @@ def restored(path: Path) -> ASRModel:
     """For evaluation, on the GPU if there is one."""
     model = ASRModel.restore_from(str(path), map_location='cpu')
     return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-def weights_of(path: Path) -> dict[str, Tensor]:
-    """The weights in a .nemo, of a contestant that it does not name too."""
-    with tarfile.open(path) as archive:
-        name = next(name for name in archive.getnames() if name.endswith('.ckpt'))
-        return torch.load(io.BytesIO(archive.extractfile(name).read()), map_location='cpu')
 
 
 def held_out(corpus: Path) -> Iterator[tuple[str, list[dict]]]:
