@@ -106,10 +106,13 @@ class TwoMemoriesConditioned(SelfConditioned, TwoMemories):
 
 LOCAL, TWO_READS = (RECIPES[name].encoder for name in ('FastConformer local', 'two reads'))
 WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for the memories
+LASTING = TWO_READS | dict(lact_retention=0.95)  # what is learned lasts minutes, not half of one
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
     'no memory': Recipe(WITHOUT, model=NoMemory),
     'no memory, self-conditioned': Recipe(WITHOUT, model=NoMemoryConditioned),
     'two memories, self-conditioned': Recipe(TWO_READS, model=TwoMemoriesConditioned),
     'two reads, self-conditioned': Recipe(TWO_READS, model=TwoReadsConditioned),
+    'two lasting memories, self-conditioned': Recipe(LASTING, model=TwoMemoriesConditioned),
+    'two lasting reads, self-conditioned': Recipe(LASTING, model=TwoReadsConditioned),
 }

@@ -6,8 +6,9 @@
 An utterance is in OUT/<shard>.i16 (16 kHz int16, end to end) and a line of OUT/<shard>.jsonl: start, samples, text,
 speaker, source. Training shards speak the texts that texts.py gives to training, in voices that no test shard has;
 test shards hold an hour of each of three held-out voices, all with the same words in another order. With --fields there
-are shards whose speakers say definitions of one field, one after another, so that words come again within a session.
-`load` reads a folder.
+are shards whose speakers say definitions of one field, one after another, so that words come again within a session;
+with --accents that share of espeak-ng's speakers has an accent (accents.py), and there are held-out voices with two
+each. `load` reads a folder.
 """
 
 import argparse
@@ -21,16 +22,17 @@ from pathlib import Path
 
 import flite
 import numpy as np
+from accents import accented
 from texts import split
 
 from nemo_lact.data import audio
-from nemo_lact.data.espeak import espeak
 from nemo_lact.data.synthetic import VARIANTS
 
 RATE = 16000
-ACCENTS = ['en-us'] * 5 + ['en-gb-x-rp', 'en-gb-scotland', 'en-029']
+VARIETIES = ['en-us'] * 5 + ['en-gb-x-rp', 'en-gb-scotland', 'en-029']
 HELD_OUT = ('f3', 'm5', 'Annie', 'Mike', 'linda', 'Diogo')  # variants that speak in tests only
 TEST = [('en-us+f3', 55, 165), ('en-gb-x-rp+Annie', 50, 155), ('en-us+Mike', 40, 190)]
+TESTED = 10**6  # the first accent of the tests; training has those below
 FLITE = {'slt': (150, 190), 'rms': (85, 115), 'awb': (95, 130)}  # Hz, mean pitch
 
 
@@ -43,14 +45,15 @@ class Job:
     texts: tuple[str, ...]
     seed: int
     engine: str = 'espeak'
-    voice: tuple | None = None  # voice, pitch, rate; None draws speakers
+    voice: tuple | None = None  # voice, pitch, rate and, maybe, accent; None draws speakers
     utterances: int = 40  # per speaker
+    accents: float = 0.0  # share of the speakers drawn that have one
     in_order: bool = False  # each speaker says neighbours among the texts, from a place drawn for them
 
 
-def tests(name: str, hours: float, texts: tuple[str, ...], **options) -> list[Job]:
+def tests(name: str, hours: float, texts: tuple[str, ...], voices: list[tuple] = TEST, **options) -> list[Job]:
     """A shard of each held-out voice."""
-    return [Job(f'test-{name}{i}', hours, texts, i, voice=v, utterances=10**9, **options) for i, v in enumerate(TEST)]
+    return [Job(f'test-{name}{i}', hours, texts, i, voice=v, utterances=10**9, **options) for i, v in enumerate(voices)]
 
 
 class Shard:
@@ -81,11 +84,11 @@ def speak(folder: Path, job: Job) -> float:
     texts = job.texts if job.in_order else rng.sample(job.texts, len(job.texts))
     while shard.samples < job.hours * 3600 * RATE:
         if said % job.utterances == 0:
-            who = job.voice or _draw(rng, job.engine)
+            who = job.voice or _draw(rng, job.engine, job.accents)
             first = rng.randrange(len(texts)) if job.in_order else 0
         text = texts[(first + said) % len(texts)]
         if job.engine == 'espeak':
-            samples = audio.resample(espeak().say(text, *who), espeak().sample_rate, RATE)
+            samples = audio.resample(accented().say(text, *who), accented().sample_rate, RATE)
         else:
             samples = audio.resample(*flite.say(text, *who), RATE)
         said += 1
@@ -99,12 +102,13 @@ def speak(folder: Path, job: Job) -> float:
     return shard.samples / RATE / 3600
 
 
-def _draw(rng: random.Random, engine: str) -> tuple:
+def _draw(rng: random.Random, engine: str, accents: float) -> tuple:
     if engine == 'flite':
         voice = rng.choice(list(FLITE))
         return voice, rng.randint(*FLITE[voice]), round(rng.uniform(0.8, 1.25), 2)
     variant = rng.choice([v for v in VARIANTS if v not in HELD_OUT])
-    return f'{rng.choice(ACCENTS)}+{variant}', rng.randrange(20, 81, 2), rng.randrange(120, 216, 5)
+    who = f'{rng.choice(VARIETIES)}+{variant}', rng.randrange(20, 81, 2), rng.randrange(120, 216, 5)
+    return (*who, rng.randrange(TESTED)) if rng.random() < accents else who
 
 
 def copy(folder: Path, name: str, source: str, manifest: Path) -> float:
@@ -144,22 +148,26 @@ def main() -> None:
     )
     parser.add_argument('--fields', type=Path, help='definitions, of texts.py; each speaker says some of one field')
     parser.add_argument('--field-hours', type=float, default=30.0, help='of them for training')
+    parser.add_argument('--accents', type=float, default=0.0, help="share of espeak-ng's speakers that have one")
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     began, texts = time.monotonic(), args.texts.read_text().splitlines()
     train, test = parts(texts)
     jobs = tests('voice', args.test_hours, test)
+    if args.accents:
+        voices = [(*voice, TESTED + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
+        jobs += tests('accents', args.test_hours, test, voices)
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]
     shards = max(1, 3 * args.jobs)
-    jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i) for i in range(shards)]
+    jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i, accents=args.accents) for i in range(shards)]
     if args.fields:
         train, test = parts(args.fields.read_text().splitlines())
         jobs += tests('fields', args.test_hours, test, in_order=True)
-        hours = args.field_hours / shards
-        jobs += [Job(f'train-fields{i}', hours, train, 10**6 + i, in_order=True) for i in range(shards)]
+        hours, way = args.field_hours / shards, dict(in_order=True, accents=args.accents)
+        jobs += [Job(f'train-fields{i}', hours, train, 10**6 + i, **way) for i in range(shards)]
     manifests = [m.split(':', 1) for m in args.manifests]
     with ProcessPoolExecutor(args.jobs) as pool:
         made = [pool.submit(copy, args.output, n if 'test' in n else f'train-{n}', n, Path(p)) for n, p in manifests]

@@ -17,8 +17,9 @@ from feed import RATE, acoustics
 from nemo_lact.evaluation import count as errors
 
 SESSIONS = {'30 s': 30, '2 min': 120, '10 min': 600, '1 h': 3600}
-# How the sets of the held-out voices begin -> their shards: sentences drawn, and definitions of a field if there are.
-VOICES = {'': 'test-voice', 'fields, ': 'test-fields'}
+# How the sets of the held-out voices begin -> their shards: sentences drawn, definitions of a field and accents if
+# there are.
+VOICES = {'': 'test-voice', 'fields, ': 'test-fields', 'accents, ': 'test-accents'}
 AT_ONCE = 3 * 3700 * RATE  # samples of a batch, padding counted
 FULL_ATTENTION_MOST = 900  # seconds; at an hour its scores alone take more memory than a GPU has
 

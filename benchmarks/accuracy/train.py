@@ -57,6 +57,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=3000, help='0: score --init as it is')
     parser.add_argument('--minutes', type=float, default=10.0, help='of speech in a batch')
     parser.add_argument('--longest', type=float, default=40.0, help='seconds of the longest training rows')
+    parser.add_argument('--kinds', nargs='*', default=[], help='shares of the rows, e.g. short=0.2 middle=0.2 long=0.6')
     parser.add_argument('--lr', type=float, default=2e-3)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
@@ -94,6 +95,11 @@ def memory_that_can_run(encoder, device) -> str:
     return ops.implementation()
 
 
+def shares(pairs: list[str]) -> dict[str, float]:
+    """Of 'name=number' each."""
+    return {name: float(value) for name, value in (pair.split('=') for pair in pairs)}
+
+
 def main() -> None:
     args = parsed()
     pl.seed_everything(args.seed)
@@ -119,11 +125,11 @@ def main() -> None:
     if args.init:
         model.load_state_dict(config_and_weights(args.init)[1])
     memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
-    weights = {name: float(factor) for name, factor in (w.split('=') for w in args.weights)}
+    weights, kinds = shares(args.weights), shares(args.kinds) or recipe.kinds
     took = 0.0
     if args.steps:
         tokens = [model.tokenizer.text_to_ids(row['text']) for row in rows]
-        batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed, recipe.kinds)
+        batches = Batches(rows, tokens, args.steps, args.minutes, weights, args.longest, args.seed, kinds)
         ahead = 4 if args.workers else None
         model._train_dl = torch.utils.data.DataLoader(
             batches, batch_size=None, num_workers=args.workers, pin_memory=gpu, prefetch_factor=ahead
@@ -147,7 +153,7 @@ def main() -> None:
     report = dict(
         contestant=args.contestant, base=recipe.base, parameters=sum(p.numel() for p in model.parameters()),
         steps=trainer.global_step, planned_steps=args.steps, train_seconds=took, seed=args.seed, minutes=args.minutes,
-        longest=args.longest, lr=args.lr, overrides=args.encoder, weights=weights, memory=memory,
+        longest=args.longest, lr=args.lr, overrides=args.encoder, weights=weights, kinds=kinds, memory=memory,
         sources=sorted({row['source'] for row in rows}),
         hours=sum(row['samples'] for row in rows) / 16000 / 3600, log=clock.history,
         gpu_gib=torch.cuda.max_memory_allocated() / 2**30 if gpu else None,

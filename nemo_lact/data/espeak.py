@@ -21,11 +21,14 @@ class Espeak:
     Attributes:
         sample_rate: of what `say` returns.
 
+    Args:
+        data: a folder like espeak-ng's own espeak-ng-data; None: that of espeakng-loader.
+
     Raises:
         RuntimeError: espeakng-loader is not installed, or its library cannot be used here.
     """
 
-    def __init__(self):
+    def __init__(self, data: Path | None = None):
         try:
             import espeakng_loader
         except ImportError as error:
@@ -34,7 +37,7 @@ class Espeak:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         except OSError as error:
             raise RuntimeError(f'the library of espeakng-loader cannot be used here: {error}') from error
-        data = str(Path(espeakng_loader.get_data_path()).parent).encode()
+        data = str(Path(data or espeakng_loader.get_data_path()).parent).encode()
         self.sample_rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, data, DO_NOT_EXIT)
         if self.sample_rate <= 0:
             raise RuntimeError(f'espeak-ng could not be started with the data in {data.decode()}')
