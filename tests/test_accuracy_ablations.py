@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -487,6 +488,34 @@ def test_a_contestant_is_scored_again_from_its_file(corpus, monkeypatch, tmp_pat
     assert same['steps'] == 0 and same['log'] == [] and same['scores'] == report['scores']
     kept = config_and_weights(path)[1]
     assert loaded.keys() == kept.keys() and all(torch.equal(loaded[k].to(kept[k].dtype), kept[k]) for k in kept)
+
+
+@pytest.mark.slow
+def test_weights_are_told_about_a_voice(corpus, monkeypatch, tmp_path):
+    import told
+    from corpus import load
+
+    name = 'two lasting memories, self-conditioned'
+    train(monkeypatch, corpus, tmp_path, name, '--save', '--kinds', 'short=1')
+    (path,) = tmp_path.glob('*.nemo')
+    monkeypatch.setattr(told, 'RATES', {'all': 1e-2, 'memories': 1e-2})
+    options = ['--contestant', name, '--corpus', str(corpus), '--shards', 'test-voice0', '--output']
+    options += [str(tmp_path / 'told.json'), '--seconds', '2', '--steps', '1']
+    monkeypatch.setattr(sys, 'argv', ['told.py', str(path), *options])
+    told.main()
+    rows = json.loads((tmp_path / 'told.json').read_text())['rows']
+    ways = [(row['weights'], row['texts']) for row in rows]
+    assert ways == [('none', ''), ('all', 'true'), ('memories', 'true'), ('all', 'own'), ('memories', 'own')]
+    assert len({row['words'][0][1] for row in rows}) == 1 and rows[0]['words'][0][1] > 0
+
+    model = told.opened(path, name)
+    before = {n: value.clone() for n, value in model.state_dict().items()}
+    told.tell(model, load(corpus, 'train-voice')[:4], 'memories', 1)
+    moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    weights = {f'encoder.layers.{layer}.mixer.memory.w{i}.weight' for layer, i in product(range(2), range(3))}
+    assert moved and moved <= weights
+    told.tell(model, load(corpus, 'train-voice')[:4], 'all', 1)
+    assert any(not torch.equal(value, before[n]) for n, value in model.state_dict().items() if n not in weights)
 
 
 def test_without_memories_no_fast_kernel_is_asked_for(corpus, tmp_path):

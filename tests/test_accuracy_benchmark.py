@@ -1,8 +1,10 @@
 """benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another from its model, scores, page, texts."""
 
 import json
+import os
 import random
 import re
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -454,6 +456,56 @@ def test_speakers_of_fields_say_neighbours_and_are_scored_apart(scripts, corpus,
     assert sets['fields, 10 min, noisy'] == ('test-fields', 600, True) and sets['10 min, noisy'][0] == 'test-voice'
     assert not any(name.startswith('fields0') for name in sets)
     assert not any(name.startswith('fields') for name in plan(corpus))
+
+
+def test_an_accent_replaces_the_same_sounds_throughout_a_speaker(scripts):
+    import accents
+
+    pytest.importorskip('espeakng_loader')
+    rules = [accents.rules(n) for n in range(50)]
+    assert rules[7] == accents.rules(7) and len({tuple(r) for r in rules}) == 50 and accents.rules(7, 0.0) == []
+    for _, flags, sound, other in (line.split() for lines in rules for line in lines):
+        assert flags == '0' and other in accents.REPLACEMENTS[sound].split() and other != sound
+    share = sum(map(len, rules)) / 50 / len(accents.REPLACEMENTS)
+    assert share == pytest.approx(accents.SHARE, abs=0.05)
+
+
+def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
+    from corpus import TESTED, load
+    from score import plan
+
+    pytest.importorskip('espeakng_loader')
+    words = 'red old big odd sad shy'.split(), 'cat dog hen'.split()
+    lines = [f'the {a} {b} sat on the mat' for a, b in product(*words)]
+    (tmp_path / 'texts.txt').write_text('\n'.join(lines))
+    script = [sys.executable, str(ROOT / 'benchmarks/accuracy/corpus.py'), str(tmp_path / 'out'), '--jobs', '1']
+    options = ['--texts', str(tmp_path / 'texts.txt'), '--hours', '0.005', '--test-hours', '0.001', '--accents', '1']
+    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    # In a process of its own: the library reads one folder of data.
+    subprocess.run([*script, *options], check=True, env=os.environ | dict(PYTHONPATH=places))
+    told = {shard: {row['speaker'] for row in load(tmp_path / 'out', shard)} for shard in ('train', 'test-accents')}
+    numbers = {shard: [int(name.rsplit('-', 1)[1]) for name in names] for shard, names in told.items()}
+    assert numbers['train'] and max(numbers['train']) < TESTED <= min(numbers['test-accents'])
+    assert len(told['test-accents']) == 6 and len({row['speaker'] for row in load(tmp_path / 'out', 'test-voice')}) == 3
+    assert plan(tmp_path / 'out')['accents, 2 min, noisy'] == ('test-accents', 120, True)
+
+
+SAID = """
+import accents
+a, text = accents.accented(), 'the quick brown fox thinks of a very old house'
+print(*(len(a.say(text, 'en-us+m1', 50, 160, *n)) for n in ((), (None,), (4,), (4,))), a.variants)
+"""
+
+
+def test_an_accent_is_heard_and_leaves_no_files(scripts, tmp_path):
+    pytest.importorskip('espeakng_loader')
+    places = os.pathsep.join([str(ROOT), str(ROOT / 'benchmarks/accuracy'), os.environ.get('PYTHONPATH', '')])
+    command = [sys.executable, '-c', SAID]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=places))
+    *lengths, folder = run.stdout.split()
+    plain, same, accented, again = map(int, lengths)  # a voice's roughness is random, by one part in a thousand
+    assert same == pytest.approx(plain, rel=5e-3) and again == pytest.approx(accented, rel=5e-3)
+    assert abs(accented / plain - 1) > 0.02 and not Path(folder).exists()
 
 
 def test_no_recording_is_in_a_row_twice(scripts):

@@ -72,15 +72,16 @@ def losses(model: ASRModel, rows: list[dict]) -> tuple[float, float]:
         x = middle.pop()
         x = x[0] if isinstance(x, tuple) else x  # [B, T, D]
         x = model.encoder.head(x) if hasattr(model.encoder, 'head') else x
-        found = torch.stack([_lost(y, frames, said, counts) for y in (model.decoder(encoder_output=x.mT), end)])
+        found = torch.stack([ctc_losses(y, frames, said) for y in (model.decoder(encoder_output=x.mT), end)])
         fits = found.isfinite().all(0)  # [B]
         total, tokens = total + found[:, fits].sum(1), tokens + int(counts[fits].sum())
     hook.remove()
     return tuple((total / tokens).tolist())
 
 
-def _lost(log_probs: Tensor, frames: Tensor, said: list[Tensor], counts: Tensor) -> Tensor:
-    """CTC losses [B] of log probabilities [B, T, V]."""
+def ctc_losses(log_probs: Tensor, frames: Tensor, said: list[Tensor]) -> Tensor:
+    """Of each row [B]: of log probabilities [B, T, V] and tokens; infinite if there are more tokens than frames."""
+    counts = torch.tensor([len(t) for t in said])
     tokens = nn.utils.rnn.pad_sequence(said, batch_first=True)
     blank = log_probs.size(-1) - 1
     log_probs = log_probs.float().cpu().transpose(0, 1)

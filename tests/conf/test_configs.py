@@ -11,6 +11,7 @@ from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf, open_dict
 
 from nemo_lact.modules import LaCTEncoder, LaCTEncoderConfig
+from nemo_lact.modules.wave_step import delay
 from nemo_lact.registration import config_dir
 
 OFFLINE = ['lact_ctc_bpe', 'lact_ctc_char', 'lact-conformer_ctc_bpe']
@@ -51,9 +52,10 @@ def test_every_option_is_in_the_file_and_known(name):
 
 
 @pytest.mark.parametrize('name', OFFLINE)
-def test_window_is_4096_feature_frames(name):
-    options = encoder_options(name)
-    assert sum(options['att_context_size']) * options['subsampling_factor'] == 4096
+def test_window_is_that_of_the_accuracy_runs_and_lets_long_input_through_all_layers_at_once(name):
+    config = LaCTEncoderConfig.from_kwargs(**encoder_options(name))
+    assert config.window[0] == config.window[1] == 512 // config.subsampling_factor  # 5.1 s
+    assert delay(config, config.window) == 1  # chunks; the wavefront takes no more
 
 
 @pytest.mark.parametrize('name', FILES)
