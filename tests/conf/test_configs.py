@@ -78,7 +78,7 @@ def test_base_model_is_as_announced():
     assert options['feat_in'] == 80
     defaults = LaCTEncoderConfig()  # LaCT's own; the file has what won instead
     changed = {k for k, v in options.items() if v != getattr(defaults, k)}
-    assert changed == {'lact_chunk_size', 'use_muon', 'use_momentum', 'base_lr', 'lact_retention'}
+    assert changed == {'att_context_size', 'lact_chunk_size', 'use_muon', 'use_momentum', 'base_lr', 'lact_retention'}
 
 
 @pytest.mark.parametrize('name', FILES)
