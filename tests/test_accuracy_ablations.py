@@ -390,7 +390,8 @@ def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
 
 
 CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditioned', 'two reads, self-conditioned']
-NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned']
+LATE = 'late memories, self-conditioned'
+NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE]
 
 
 @pytest.mark.parametrize('name', CONDITIONED)
@@ -449,6 +450,23 @@ def test_layers_without_a_memory_and_two_with_projections_of_their_own(corpus, t
     assert (mixed(True) - before).abs().max() > 1e-4 and (mixed(False) - frozen).abs().max() > 1e-4
 
 
+def test_late_memories_come_after_the_half_and_begin_open(corpus, tmp_path):
+    encoder = built(LATE, corpus, tmp_path, **SMALLEST | dict(n_layers=8)).encoder
+    assert [i for i, layer in enumerate(encoder.layers) if layer.mixer.memory is not None] == [4, 5]
+    memory = encoder.layers[4].mixer.memory
+    torch.manual_seed(0)
+    x, valid, tables = torch.randn(1, 300, 32), torch.ones(1, 300, dtype=torch.bool), torch.ones(300, 4)
+
+    def reads(adaptation):
+        with torch.no_grad():
+            return memory(x, None, None, None, valid, tables, tables, adaptation, None, False)[0]
+
+    learning, frozen = reads(True), reads(False)  # its own projections are all that it takes
+    assert learning.abs().max() > 1e-2 and (learning - frozen).abs().max() > 1e-4
+    torch.nn.init.zeros_(memory.own_out.weight)
+    assert not reads(True).any()
+
+
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
     base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
         'FastConformer local', *NEW
@@ -461,7 +479,7 @@ def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
 def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
     report = train(monkeypatch, corpus, tmp_path, name)
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
-    frozen = {'utterances, clean, frozen'} if name.startswith('two') else set()
+    frozen = {'utterances, clean, frozen'} if name.startswith(('two', 'late')) else set()
     assert set(report['scores']) == {'utterances, clean'} | frozen
 
 

@@ -470,6 +470,20 @@ def test_an_accent_replaces_the_same_sounds_throughout_a_speaker(scripts):
     assert share == pytest.approx(accents.SHARE, abs=0.05)
 
 
+def test_sounds_that_change_places_are_in_one_pair_each(scripts):
+    import accents
+
+    every = [accents.exchanged(accents.EXCHANGES + n) for n in range(50)]
+    pairs = {pair.strip() for line in accents.PAIRS.strip().splitlines() for pair in line.split('|')}
+    for n, own in enumerate(every):
+        sounds = [sound for pair in own for sound in pair]
+        assert len(set(sounds)) == len(sounds) and {' '.join(pair) for pair in own} <= pairs
+        moves = dict(rule.split()[2:] for rule in accents.rules(accents.EXCHANGES + n))
+        assert sorted(moves) == sorted(sounds) and all(moves[moves[sound]] == sound for sound in sounds)
+    assert len(set(map(tuple, every))) == 50 and 18 < sum(map(len, every)) * 2 / 50 < 22
+    assert accents.exchanged(accents.EXCHANGES, 0.0) == []
+
+
 def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
     from corpus import TESTED, load
     from score import plan
@@ -488,12 +502,17 @@ def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
     assert numbers['train'] and max(numbers['train']) < TESTED <= min(numbers['test-accents'])
     assert len(told['test-accents']) == 6 and len({row['speaker'] for row in load(tmp_path / 'out', 'test-voice')}) == 3
     assert plan(tmp_path / 'out')['accents, 2 min, noisy'] == ('test-accents', 120, True)
+    wanted = ['accents, 2 min, noisy', 'utterances, clean', 'accents, 2 min']  # scored in this order, each once
+    assert list(plan(tmp_path / 'out', wanted)) == [*wanted[:2], 'accents, 2 min, clean']
 
 
 SAID = """
 import accents
 a, text = accents.accented(), 'the quick brown fox thinks of a very old house'
 print(*(len(a.say(text, 'en-us+m1', 50, 160, *n)) for n in ((), (None,), (4,), (4,))), a.variants)
+accents.exchanged = lambda accent: [('p', 'b'), ('I', 'E')]
+words = ('a pit', None), ('a bet', accents.EXCHANGES), ('a bet', None)
+print(*(len(a.say(word, 'en-us+m1', 50, 160, accent)) for word, accent in words))
 """
 
 
@@ -502,7 +521,9 @@ def test_an_accent_is_heard_and_leaves_no_files(scripts, tmp_path):
     places = os.pathsep.join([str(ROOT), str(ROOT / 'benchmarks/accuracy'), os.environ.get('PYTHONPATH', '')])
     command = [sys.executable, '-c', SAID]
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=places))
-    *lengths, folder = run.stdout.split()
+    *lengths, folder = run.stdout.splitlines()[0].split()
+    pit, exchanged, bet = map(int, run.stdout.splitlines()[1].split())
+    assert exchanged == pytest.approx(pit, rel=5e-3) and abs(bet / pit - 1) > 0.02
     plain, same, accented, again = map(int, lengths)  # a voice's roughness is random, by one part in a thousand
     assert same == pytest.approx(plain, rel=5e-3) and again == pytest.approx(accented, rel=5e-3)
     assert abs(accented / plain - 1) > 0.02 and not Path(folder).exists()

@@ -1,7 +1,8 @@
 """What the upper half is told, and where a memory is needed: self-conditioned CTC, and memories in no or two layers.
 
 'self-conditioned' contestants hear, after half of their layers, what InterCTC would say there (arXiv 2104.02724). 'no
-memory' is LaCT's block without one; 'two memories' has them in two of the eight layers, with projections of their own.
+memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, with
+projections of their own.
 """
 
 from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
@@ -9,7 +10,10 @@ from conformer_memory import ALL as BEFORE
 from contestants import Contestant, Recipe
 from torch import Tensor, nn
 
+from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.lact_layer import LaCTMixer
+
+OPEN = 0.5  # where the gates of late memories begin, before silu
 
 
 class SelfConditioned(Contestant):
@@ -55,16 +59,32 @@ def forget(mixer: LaCTMixer) -> None:
     mixer.__class__, mixer.memory = AttentionOnly, None
 
 
-class OwnProjectionsMemory(TwoReadsMemory):
-    """Reads twice, with queries, keys and values of its own instead of the attention's."""
+class OwnProjections:
+    """A memory with queries, keys and values of its own instead of the attention's."""
 
     def forward(self, x, q, k, v, *rest):
         return super().forward(x, *self.own(x).chunk(3, dim=-1), *rest)
 
 
-def separate(memory: TwoReadsMemory) -> None:
+class OwnProjectionsMemory(OwnProjections, TwoReadsMemory):
+    pass
+
+
+class OpenMemory(OwnProjections, FastWeightMemory):
+    """Reads once, with an output of its own too, through gates that begin open."""
+
+    def forward(self, *args):
+        out, state = super().forward(*args)
+        return self.own_out(out), state
+
+
+def separate(memory: FastWeightMemory, kind: type = OwnProjectionsMemory) -> None:
     width, bias = memory.config.d_model, memory.config.use_bias
-    memory.__class__, memory.own = OwnProjectionsMemory, nn.Linear(width, 3 * width, bias=bias)
+    memory.__class__, memory.own = kind, nn.Linear(width, 3 * width, bias=bias)
+    if kind is OpenMemory:
+        memory.own_out = nn.Linear(width, width, bias=bias)
+        nn.init.zeros_(memory.gate_proj.weight)
+        nn.init.constant_(memory.gate_proj.bias, OPEN)
 
 
 class NoMemory(ScoredByReference):
@@ -85,28 +105,53 @@ class TwoReadsConditioned(SelfConditioned, TwoReads):
     pass
 
 
-class TwoMemories(ScoredByReference):
-    """Memories that read twice, with projections of their own, in a layer of the lower and one of the upper half."""
+class SomeMemories(ScoredByReference):
+    """Memories, with projections of their own, in some layers."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         layers = self.encoder.layers
-        kept = {len(layers) // 4, len(layers) * 5 // 8}
+        kept = self.kept(len(layers))
         for index, layer in enumerate(layers):
             if index in kept:
-                read_twice(layer.mixer.memory)
-                separate(layer.mixer.memory)
+                self.remade(layer.mixer.memory)
             else:
                 forget(layer.mixer)
+
+
+class TwoMemories(SomeMemories):
+    """They read twice, in a layer of the lower and one of the upper half."""
+
+    def kept(self, count: int) -> set[int]:
+        return {count // 4, count * 5 // 8}
+
+    def remade(self, memory: FastWeightMemory) -> None:
+        read_twice(memory)
+        separate(memory)
+
+
+class LateMemories(SomeMemories):
+    """In the two layers that come after half of them: they hear what the lower half says."""
+
+    def kept(self, count: int) -> set[int]:
+        return {count // 2, count // 2 + 1}
+
+    def remade(self, memory: FastWeightMemory) -> None:
+        separate(memory, OpenMemory)
 
 
 class TwoMemoriesConditioned(SelfConditioned, TwoMemories):
     pass
 
 
+class LateMemoriesConditioned(SelfConditioned, LateMemories):
+    pass
+
+
 LOCAL, TWO_READS = (RECIPES[name].encoder for name in ('FastConformer local', 'two reads'))
 WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for the memories
 LASTING = TWO_READS | dict(lact_retention=0.95)  # what is learned lasts minutes, not half of one
+LATE = TWO_READS | dict(lact_retention=0.97)
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
     'no memory': Recipe(WITHOUT, model=NoMemory),
@@ -114,5 +159,7 @@ ALL = BEFORE | {
     'two memories, self-conditioned': Recipe(TWO_READS, model=TwoMemoriesConditioned),
     'two reads, self-conditioned': Recipe(TWO_READS, model=TwoReadsConditioned),
     'two lasting memories, self-conditioned': Recipe(LASTING, model=TwoMemoriesConditioned),
+    'late memories': Recipe(LATE, model=LateMemories),
+    'late memories, self-conditioned': Recipe(LATE, model=LateMemoriesConditioned),
     'two lasting reads, self-conditioned': Recipe(LASTING, model=TwoReadsConditioned),
 }

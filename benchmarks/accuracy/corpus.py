@@ -7,8 +7,8 @@ An utterance is in OUT/<shard>.i16 (16 kHz int16, end to end) and a line of OUT/
 speaker, source. Training shards speak the texts that texts.py gives to training, in voices that no test shard has;
 test shards hold an hour of each of three held-out voices, all with the same words in another order. With --fields there
 are shards whose speakers say definitions of one field, one after another, so that words come again within a session;
-with --accents that share of espeak-ng's speakers has an accent (accents.py), and there are held-out voices with two
-each. `load` reads a folder.
+with --accents that share of espeak-ng's speakers has an accent (accents.py; with --exchange those in which sounds change
+places), and there are held-out voices with two each. `load` reads a folder.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import flite
 import numpy as np
-from accents import accented
+from accents import EXCHANGES, accented
 from texts import split
 
 from nemo_lact.data import audio
@@ -32,7 +32,7 @@ RATE = 16000
 VARIETIES = ['en-us'] * 5 + ['en-gb-x-rp', 'en-gb-scotland', 'en-029']
 HELD_OUT = ('f3', 'm5', 'Annie', 'Mike', 'linda', 'Diogo')  # variants that speak in tests only
 TEST = [('en-us+f3', 55, 165), ('en-gb-x-rp+Annie', 50, 155), ('en-us+Mike', 40, 190)]
-TESTED = 10**6  # the first accent of the tests; training has those below
+TESTED = 10**6  # the first accent of the tests; training has those below. Those that exchange begin at EXCHANGES
 FLITE = {'slt': (150, 190), 'rms': (85, 115), 'awb': (95, 130)}  # Hz, mean pitch
 
 
@@ -48,6 +48,7 @@ class Job:
     voice: tuple | None = None  # voice, pitch, rate and, maybe, accent; None draws speakers
     utterances: int = 40  # per speaker
     accents: float = 0.0  # share of the speakers drawn that have one
+    first_accent: int = 0
     in_order: bool = False  # each speaker says neighbours among the texts, from a place drawn for them
 
 
@@ -84,7 +85,7 @@ def speak(folder: Path, job: Job) -> float:
     texts = job.texts if job.in_order else rng.sample(job.texts, len(job.texts))
     while shard.samples < job.hours * 3600 * RATE:
         if said % job.utterances == 0:
-            who = job.voice or _draw(rng, job.engine, job.accents)
+            who = job.voice or _draw(rng, job)
             first = rng.randrange(len(texts)) if job.in_order else 0
         text = texts[(first + said) % len(texts)]
         if job.engine == 'espeak':
@@ -102,13 +103,13 @@ def speak(folder: Path, job: Job) -> float:
     return shard.samples / RATE / 3600
 
 
-def _draw(rng: random.Random, engine: str, accents: float) -> tuple:
-    if engine == 'flite':
+def _draw(rng: random.Random, job: Job) -> tuple:
+    if job.engine == 'flite':
         voice = rng.choice(list(FLITE))
         return voice, rng.randint(*FLITE[voice]), round(rng.uniform(0.8, 1.25), 2)
     variant = rng.choice([v for v in VARIANTS if v not in HELD_OUT])
     who = f'{rng.choice(VARIETIES)}+{variant}', rng.randrange(20, 81, 2), rng.randrange(120, 216, 5)
-    return (*who, rng.randrange(TESTED)) if rng.random() < accents else who
+    return (*who, job.first_accent + rng.randrange(TESTED)) if rng.random() < job.accents else who
 
 
 def copy(folder: Path, name: str, source: str, manifest: Path) -> float:
@@ -149,24 +150,26 @@ def main() -> None:
     parser.add_argument('--fields', type=Path, help='definitions, of texts.py; each speaker says some of one field')
     parser.add_argument('--field-hours', type=float, default=30.0, help='of them for training')
     parser.add_argument('--accents', type=float, default=0.0, help="share of espeak-ng's speakers that have one")
+    parser.add_argument('--exchange', action='store_true', help='accents in which pairs of sounds change places')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     began, texts = time.monotonic(), args.texts.read_text().splitlines()
     train, test = parts(texts)
     jobs = tests('voice', args.test_hours, test)
+    accents = dict(accents=args.accents, first_accent=EXCHANGES if args.exchange else 0)
     if args.accents:
-        voices = [(*voice, TESTED + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
+        voices = [(*voice, accents['first_accent'] + TESTED + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
         jobs += tests('accents', args.test_hours, test, voices)
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]
     shards = max(1, 3 * args.jobs)
-    jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i, accents=args.accents) for i in range(shards)]
+    jobs += [Job(f'train-espeak{i}', args.hours / shards, train, i, **accents) for i in range(shards)]
     if args.fields:
         train, test = parts(args.fields.read_text().splitlines())
         jobs += tests('fields', args.test_hours, test, in_order=True)
-        hours, way = args.field_hours / shards, dict(in_order=True, accents=args.accents)
+        hours, way = args.field_hours / shards, dict(in_order=True, **accents)
         jobs += [Job(f'train-fields{i}', hours, train, 10**6 + i, **way) for i in range(shards)]
     manifests = [m.split(':', 1) for m in args.manifests]
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -52,7 +52,7 @@ def plan(corpus: Path, only: Sequence[str] = ()) -> dict[str, tuple[str, int, bo
     """Name of each test set -> its shards, seconds of its sessions (0: utterances), and whether it gets noise.
 
     Args:
-        only: names, or beginnings of names, of those wanted; none: all.
+        only: names, or beginnings of names, of those wanted, in the order wanted; none: all.
 
     Raises:
         ValueError: one of `only` is the beginning of no name.
@@ -70,7 +70,8 @@ def plan(corpus: Path, only: Sequence[str] = ()) -> dict[str, tuple[str, int, bo
     for start in only:
         if not any(name.startswith(start) for name in sets):
             raise ValueError(f"no test set begins with '{start}'; there are {', '.join(map(repr, sets))}")
-    return {name: s for name, s in sets.items() if not only or name.startswith(tuple(only))}
+    wanted = {name: None for start in only or [''] for name in sets if name.startswith(start)}
+    return {name: sets[name] for name in wanted}
 
 
 def test_sets(corpus: Path, most: float, only: Sequence[str] = ()) -> Iterator[tuple[str, list[dict], bool]]:
