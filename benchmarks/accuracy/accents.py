@@ -1,9 +1,10 @@
 """Accents of a speaker: espeak-ng's English with some of its sounds replaced by others, throughout.
 
-An accent is a number. Below EXCHANGES each sound that it may touch (REPLACEMENTS) is replaced with the chance SHARE, always
-by the same other one, and two sounds may become one. From EXCHANGES on, pairs of near sounds change places, as in chain
-shifts of vowels: a listener who knows the accent hears every word as plainly as without it, and who does not, hears
-another one. espeak-ng reads such rules from the file of a voice's variant; they are written into a copy of its data.
+An accent is a number. Below EXCHANGES each sound that it may touch (REPLACEMENTS) is replaced with the chance SHARE,
+always by the same other one, and two sounds may become one. From EXCHANGES on, pairs of near sounds change places, as
+in chain shifts of vowels: a listener who knows the accent hears every word as plainly as without it, and who does not,
+hears another one. espeak-ng reads such rules from the file of a voice's variant; they are written into a copy of its
+data.
 """
 
 import random
@@ -28,8 +29,8 @@ REPLACEMENTS = {  # espeak-ng's names of sounds -> what learners and dialects of
 EXCHANGES = 10**7
 PAIRS = """
 i: I | I E | E a | a V | V 0 | 0 O: | O: oU | oU u: | u: U | U V | eI aI | aI OI | eI i: | aU oU | A: O: | a A: | 3: O:
-p b | t d | k g | f v | s z | S tS | tS dZ | T s | D d | D z | r l | w v | m n | n N | f T | j dZ | b v | l w | r w | s S
-h x
+p b | t d | k g | f v | s z | S tS | tS dZ | T s | D d | D z | r l | w v | m n | n N | f T | j dZ | b v | l w | r w
+s S | h x
 """
 PAIR_SHARE = 0.4  # of the pairs whose sounds are still in their places, each looked at once: half of the 40 sounds move
 

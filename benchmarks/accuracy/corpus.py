@@ -7,8 +7,8 @@ An utterance is in OUT/<shard>.i16 (16 kHz int16, end to end) and a line of OUT/
 speaker, source. Training shards speak the texts that texts.py gives to training, in voices that no test shard has;
 test shards hold an hour of each of three held-out voices, all with the same words in another order. With --fields there
 are shards whose speakers say definitions of one field, one after another, so that words come again within a session;
-with --accents that share of espeak-ng's speakers has an accent (accents.py; with --exchange those in which sounds change
-places), and there are held-out voices with two each. `load` reads a folder.
+with --accents that share of espeak-ng's speakers has an accent (accents.py; with --exchange those in which sounds
+change places), and there are held-out voices with two each. `load` reads a folder.
 """
 
 import argparse
@@ -159,7 +159,8 @@ def main() -> None:
     jobs = tests('voice', args.test_hours, test)
     accents = dict(accents=args.accents, first_accent=EXCHANGES if args.exchange else 0)
     if args.accents:
-        voices = [(*voice, accents['first_accent'] + TESTED + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
+        tested = accents['first_accent'] + TESTED
+        voices = [(*voice, tested + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
         jobs += tests('accents', args.test_hours, test, voices)
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
