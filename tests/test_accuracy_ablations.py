@@ -74,9 +74,9 @@ def train(monkeypatch, corpus, out, contestant, *more) -> dict:
 
 
 def built(name, corpus, folder, **small):
-    from conditioned import ALL
     from contestants import config, tokenizer
     from corpus import load
+    from grafts import ALL
 
     subwords = tokenizer([row['text'] for row in load(corpus)], folder / 'subwords', 64)
     recipe = ALL[name]
@@ -391,7 +391,8 @@ def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
 
 CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditioned', 'two reads, self-conditioned']
 LATE = 'late memories, self-conditioned'
-NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE]
+OPEN, EARLY = 'open memories, self-conditioned', 'early memories, self-conditioned'
+NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE, OPEN, EARLY]
 
 
 @pytest.mark.parametrize('name', CONDITIONED)
@@ -467,6 +468,15 @@ def test_late_memories_come_after_the_half_and_begin_open(corpus, tmp_path):
     assert not reads(True).any()
 
 
+@pytest.mark.parametrize('name, layers', [(OPEN, range(8)), (EARLY, range(4))])
+def test_open_memories_are_in_all_layers_and_early_ones_in_the_first_half(corpus, tmp_path, name, layers):
+    from conditioned import OpenMemory
+
+    encoder = built(name, corpus, tmp_path, **SMALLEST | dict(n_layers=8)).encoder
+    assert [i for i, layer in enumerate(encoder.layers) if isinstance(layer.mixer.memory, OpenMemory)] == list(layers)
+    assert encoder.adaptation and encoder.config.lact_retention == 0.9
+
+
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
     base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
         'FastConformer local', *NEW
@@ -479,7 +489,7 @@ def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
 def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
     report = train(monkeypatch, corpus, tmp_path, name)
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
-    frozen = {'utterances, clean, frozen'} if name.startswith(('two', 'late')) else set()
+    frozen = {'utterances, clean, frozen'} if name.startswith(('two', 'late', 'open', 'early')) else set()
     assert set(report['scores']) == {'utterances, clean'} | frozen
 
 

@@ -1,8 +1,8 @@
 """What the upper half is told, and where a memory is needed: self-conditioned CTC, and memories in no or two layers.
 
 'self-conditioned' contestants hear, after half of their layers, what InterCTC would say there (arXiv 2104.02724). 'no
-memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, with
-projections of their own.
+memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, 'early
+memories' in four and 'open memories' in all, with projections of their own.
 """
 
 from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
@@ -140,6 +140,28 @@ class LateMemories(SomeMemories):
         separate(memory, OpenMemory)
 
 
+class OpenMemories(LateMemories):
+    """In all layers."""
+
+    def kept(self, count: int) -> set[int]:
+        return set(range(count))
+
+
+class EarlyMemories(LateMemories):
+    """In the layers of the first half."""
+
+    def kept(self, count: int) -> set[int]:
+        return set(range(count // 2))
+
+
+class OpenMemoriesConditioned(SelfConditioned, OpenMemories):
+    pass
+
+
+class EarlyMemoriesConditioned(SelfConditioned, EarlyMemories):
+    pass
+
+
 class TwoMemoriesConditioned(SelfConditioned, TwoMemories):
     pass
 
@@ -152,6 +174,7 @@ LOCAL, TWO_READS = (RECIPES[name].encoder for name in ('FastConformer local', 't
 WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for the memories
 LASTING = TWO_READS | dict(lact_retention=0.95)  # what is learned lasts minutes, not half of one
 LATE = TWO_READS | dict(lact_retention=0.97)
+OPEN_ONES = TWO_READS | dict(lact_retention=0.9)  # as long as the rows of training are
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
     'no memory': Recipe(WITHOUT, model=NoMemory),
@@ -161,5 +184,9 @@ ALL = BEFORE | {
     'two lasting memories, self-conditioned': Recipe(LASTING, model=TwoMemoriesConditioned),
     'late memories': Recipe(LATE, model=LateMemories),
     'late memories, self-conditioned': Recipe(LATE, model=LateMemoriesConditioned),
+    'open memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3), model=OpenMemoriesConditioned),
+    'early memories, self-conditioned': Recipe(
+        OPEN_ONES | dict(ff_expansion_factor=3.5), model=EarlyMemoriesConditioned
+    ),
     'two lasting reads, self-conditioned': Recipe(LASTING, model=TwoReadsConditioned),
 }

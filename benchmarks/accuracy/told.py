@@ -13,9 +13,9 @@ import random
 from pathlib import Path
 
 import torch
-from conditioned import ALL
 from corpus import load
 from feed import RATE
+from grafts import ALL
 from halves import ctc_losses
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from score import count, sessions, sound_of, transcribe

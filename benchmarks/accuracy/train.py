@@ -13,10 +13,10 @@ import torch
 from ablation_tables import AVERAGED
 from ablations import Run
 from averaging import Average
-from conditioned import ALL
 from contestants import centre, config, tokenizer
 from corpus import load
 from feed import Batches
+from grafts import ALL
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 from score import plan, score
@@ -26,6 +26,7 @@ from nemo_lact.info import config_and_weights
 from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.wave_step import fast_memory_problem
 from nemo_lact.schedule import EndWithTime
+from nemo_lact.starter import resolve
 
 
 class Clock(pl.Callback):
@@ -68,7 +69,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('--leave-out', nargs='*', default=[], help='sources not to train on')
     parser.add_argument('--encoder', nargs='*', default=[], help='overrides, e.g. n_layers=2')
     parser.add_argument('--compile', action='store_true', help='compile=true for LaCT; NeMo has no such option')
-    parser.add_argument('--init', type=Path, help='a .nemo of the same contestant and tokenizer to start from')
+    parser.add_argument('--init', type=Path, help='a .nemo of the same contestant and tokenizer, or starter')
     parser.add_argument('--save', action='store_true', help='the model as .nemo')
     parser.add_argument('--ema', action='store_true', help='average the weights too, and score the average too')
     parser.add_argument('--ema-decay', type=float, default=0.999)
@@ -123,7 +124,7 @@ def main() -> None:
     model = recipe.model(cfg, trainer=trainer)
     centre(model)
     if args.init:
-        model.load_state_dict(config_and_weights(args.init)[1])
+        model.load_state_dict(config_and_weights(resolve(args.init))[1])
     memory = memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
     weights, kinds = shares(args.weights), shares(args.kinds) or recipe.kinds
     took = 0.0
