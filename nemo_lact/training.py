@@ -196,6 +196,8 @@ def _fine_tuned(cfg: DictConfig, trainer):
 def _let_learn(model, adaptation: bool) -> None:
     if not hasattr(model.encoder, 'adaptation'):
         raise ConfigError(f'adaptation={adaptation}: {type(model.encoder).__name__} has no memory; leave it null')
+    if adaptation and not model.encoder.config.memory_layers:
+        raise ConfigError('adaptation=true: the model has no memory (lact_layers=[]); leave it null')
     model.encoder.adaptation = adaptation
     with open_dict(model.cfg):
         model.cfg.encoder.adaptation = adaptation  # goes into the .nemo file

@@ -28,6 +28,8 @@ def why_not_arms(model) -> str | None:
     encoder = getattr(model, 'encoder', None)
     if not isinstance(encoder, LaCTEncoder):
         return f'its encoder is {type(encoder).__name__}, not LaCTEncoder: it has no fast-weight memory'
+    if not encoder.config.memory_layers:
+        return 'it has no memory: it was built with lact_layers=[]'
     if not encoder.config.adaptation:
         return 'it was built with adaptation=false: its memory was never trained to learn'
     if not hasattr(getattr(model, 'decoder', None), 'vocabulary'):

@@ -11,7 +11,6 @@ from nemo_lact.inference.audio import ArrayBlocks, AudioBlocks
 from nemo_lact.inference.features import FeatureBlocks, Moments
 from nemo_lact.inference.text import GreedyText
 from nemo_lact.modules import LaCTEncoder
-from nemo_lact.modules.fast_weights import memory_of, stacked
 from nemo_lact.modules.segments import SegmentedPass
 from nemo_lact.state import LaCTState
 
@@ -110,7 +109,7 @@ def _batch(model, rows, channel, state, learn, on_seconds, half) -> tuple[list[d
     encoder = model.encoder
     device = next(encoder.parameters()).device
     blocks = FeatureSource(model, rows, channel, device)
-    states = [None if state is None else memory_of(state, i) for i in range(encoder.n_layers)]
+    states = encoder.memories_of(state)
     may_learn = torch.full((len(rows),), learn, device=device)
     offset = None if state is None or encoder.config.ttt_nope else state.position
     texts = [
@@ -130,9 +129,8 @@ def _batch(model, rows, channel, state, learn, on_seconds, half) -> tuple[list[d
                     text.feed(ids[i, :n], best[i, :n])
                     left[i] -= n
             on_seconds(seconds)
-    groups = stacked(run.layer_states, encoder.config.use_momentum)
     position = run.frames if state is None else state.position + run.frames
-    after = LaCTState(position=position, fingerprint=encoder.fingerprint(), **groups)
+    after = encoder.state_of(run.layer_states, position)
     return [{'text': text.text, 'words': text.words()} for text in texts], after
 
 

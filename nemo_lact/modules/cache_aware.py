@@ -3,7 +3,8 @@
 In NeMo's caches a fresh stream is zeros, and the batch is dimension 1:
 
     cache_last_channel      [n_layers, B, R, d_model] fp32: L rows of keys, L of values, the rest is the memory
-                            (differences of W0, W1, W2, momentum, the unfinished chunk), L the left context
+                            (differences of W0, W1, W2, momentum, the unfinished chunk; zeros where a layer has none), L
+                            the left context
     cache_last_time         [n_layers, B, d_model, kernel − 1] fp32: inputs of the convolution module
     cache_last_channel_len  [B] int64: feature frames heard, so that every step knows where its encoder frames lie
                             however NeMo's script or pipeline has padded the first
@@ -167,7 +168,10 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
 
     def _pack(self, state: LaCTState) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = state.attention
-        parts = [t.flatten(2) for t in (keys, values, *state.weights, *state.momentum, *state.pending)]
+        remembered = (*state.weights, *state.momentum, *state.pending)
+        if self.config.not_everywhere():
+            remembered = [self._in_every_layer(t) for t in remembered]
+        parts = [t.flatten(2) for t in (keys, values, *remembered)]
         spare = -sum(t.size(2) for t in parts) % self.d_model
         if spare:
             parts.append(torch.zeros_like(parts[2][:, :, :spare]))
@@ -177,6 +181,12 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
         )
         return channel, time.contiguous(), state.heard
 
+    def _in_every_layer(self, x: Tensor) -> Tensor:
+        """[memories, B, ...] -> [n_layers, B, ...], zeros where there is no memory."""
+        layers = self.config.memory_layers
+        nothing = x.new_zeros(1, *x.shape[1:]) if layers else x.new_zeros(1, *x.shape[1:2], 0)
+        return torch.cat([x[layers.index(i)][None] if i in layers else nothing for i in range(self.n_layers)])
+
     def _unpack(self, channel: Tensor, time: Tensor, heard: Tensor) -> LaCTState:
         left = self.att_context_size[0]
         frames = (heard + self.subsampling_factor - 1) // self.subsampling_factor
@@ -184,10 +194,14 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
         config = self.config
         heads, width, hidden = config.num_lact_heads, config.lact_head_width, config.lact_hidden_width
         shapes = [(heads, hidden, width), (heads, width, hidden), (heads, hidden, width)]
+        layers = config.memory_layers
+        if config.not_everywhere():
+            flat = torch.stack([flat[i] for i in layers]) if layers else None
         groups, at = [], 0
         for shape in shapes * (3 if config.use_momentum else 2) + [(heads,)]:
             size = torch.Size(shape).numel()
-            groups.append(flat[:, :, at : at + size].unflatten(2, shape))
+            here = channel.new_zeros(0, channel.size(1), size) if flat is None else flat[:, :, at : at + size]
+            groups.append(here.unflatten(2, shape))
             at += size
         return LaCTState(
             weights=tuple(groups[:3]),

@@ -49,6 +49,7 @@ class LaCTEncoderConfig:
     conv_context_size: Optional[Any] = None  # None: centred, 'causal', or [left, right]
 
     # Memory (fast weights).
+    lact_layers: Optional[List[int]] = None  # the layers that have one, from 0; None: all, []: none
     num_lact_heads: int = 4
     inter_multi: float = 1.0  # hidden width of the memory network / head width
     lact_chunk_size: int = 512  # encoder frames a step of the memory
@@ -136,6 +137,17 @@ class LaCTEncoderConfig:
         return wrong
 
     @property
+    def memory_layers(self) -> List[int]:
+        """Layers that have a memory, in order."""
+        return list(range(self.n_layers)) if self.lact_layers is None else sorted(self.lact_layers)
+
+    def not_everywhere(self) -> Optional[str]:
+        """What keeps passes that need a memory in every layer, in words; None: nothing."""
+        if len(self.memory_layers) == self.n_layers:
+            return None
+        return f'lact_layers={self.memory_layers}: not all of the {self.n_layers} layers have a memory'
+
+    @property
     def ff_width(self) -> int:
         """Hidden width of the SwiGLU feed-forward, a multiple of 32."""
         return max(32, round(2 / 3 * self.ff_expansion_factor * self.d_model / 32) * 32)
@@ -184,6 +196,12 @@ class LaCTEncoderConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f'{name}={value} is no probability; give a value from 0 up to, not including, 1')
+        layers = [] if self.lact_layers is None else list(self.lact_layers)
+        if len(set(layers)) != len(layers) or not all(isinstance(i, int) and 0 <= i < self.n_layers for i in layers):
+            raise ValueError(
+                f'lact_layers={layers}; give layers from 0 to {self.n_layers - 1}, each once, [] for no memory, or '
+                f'null for one in every layer'
+            )
         if not 0 < self.lact_retention <= 1:
             raise ValueError(
                 f'lact_retention={self.lact_retention}; give 1 (the memory keeps what it learns) or less, above 0 (it '

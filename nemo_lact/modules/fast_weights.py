@@ -32,8 +32,10 @@ class MemoryState(NamedTuple):
     pending: Pending | None = None  # streaming only
 
     @classmethod
-    def joined(cls, parts: 'list[MemoryState]') -> 'MemoryState':
-        """Rows of several into one; without unfinished chunks."""
+    def joined(cls, parts: 'list[MemoryState | None]') -> 'MemoryState | None':
+        """Rows of several into one; without unfinished chunks. None of a layer without memory."""
+        if parts[0] is None:
+            return None
 
         def join(groups) -> FastWeights:
             return FastWeights(*(torch.cat(t) for t in zip(*groups)))
@@ -42,7 +44,7 @@ class MemoryState(NamedTuple):
 
 
 def memory_of(state: LaCTState, layer: int) -> MemoryState:
-    """The part of one layer."""
+    """The part of one layer, counted among those with a memory."""
 
     def weights(group) -> FastWeights:
         return FastWeights(*(t[layer] for t in group))
@@ -52,8 +54,11 @@ def memory_of(state: LaCTState, layer: int) -> MemoryState:
     return MemoryState(moved, weights(state.momentum) if state.momentum else zeros_like(moved), pending)
 
 
-def stacked(layers: list[MemoryState], use_momentum: bool) -> dict[str, tuple[Tensor, ...]]:
-    """The parts of all layers as groups of `LaCTState`."""
+def stacked(layers: 'list[MemoryState | None]', use_momentum: bool) -> dict[str, tuple[Tensor, ...]]:
+    """The parts of all layers that have one as groups of `LaCTState`; {} if none has."""
+    layers = [m for m in layers if m is not None]
+    if not layers:
+        return {}
     groups = {'weights': tuple(torch.stack(t) for t in zip(*(m.weights for m in layers)))}
     groups['momentum'] = tuple(torch.stack(t) for t in zip(*(m.momentum for m in layers))) if use_momentum else ()
     if layers[0].pending is not None:

@@ -18,7 +18,8 @@ def why_not_fused(encoder, dtype: torch.dtype) -> str | None:
     device = encoder.norm_out.weight.device
     if device.type != 'cuda':
         return f'it needs a CUDA GPU, the data is on {device}'
-    problem = fast_memory_problem(encoder.config, encoder.layers[0].mixer.memory, dtype, device)
+    problem = encoder.config.not_everywhere()
+    problem = problem or fast_memory_problem(encoder.config, encoder.layers[0].mixer.memory, dtype, device)
     return problem or ops.triton_pieces.why_not(sizes_of(encoder.config, None), torch.empty(0, dtype=dtype))
 
 

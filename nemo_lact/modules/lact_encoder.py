@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_lact.modules.cache_aware import CacheAwareMixin
 from nemo_lact.modules.config import LaCTEncoderConfig
-from nemo_lact.modules.fast_weights import MemoryState, memory_of, stacked
+from nemo_lact.modules.fast_weights import FastWeightMemory, MemoryState, memory_of, stacked
 from nemo_lact.modules.front_end import FrontEnd
 from nemo_lact.modules.fused_layer import fused_layer, why_not_fused
 from nemo_lact.modules.kept import versions
@@ -61,7 +61,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         self.att_context_size_all = [list(window) for window in config.windows]
         self.att_context_style = config.att_context_style
         self.conv_context_size = list(config.conv_context)
-        self.adaptation = config.adaptation  # may be switched at any time; False freezes the memory
+        # May be switched at any time; False freezes the memory.
+        self.adaptation = config.adaptation and bool(config.memory_layers)
         self._feat_in = config.feat_in
         self._feat_out = config.feat_out if config.feat_out > 0 else config.d_model
 
@@ -77,7 +78,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             is_causal=config.causal_downsampling,
         )
         self.dropout = nn.Dropout(config.dropout_pre_encoder)
-        self.layers = nn.ModuleList(LaCTLayer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(LaCTLayer(config, i in config.memory_layers) for i in range(config.n_layers))
         self.norm_out = nn.LayerNorm(config.d_model)
         self.out_proj = nn.Linear(config.d_model, self._feat_out) if self._feat_out != config.d_model else None
         self.layer_drop_probs = compute_stochastic_depth_drop_probs(
@@ -179,13 +180,13 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
 
     def fingerprint(self) -> str:
         """Short hash of the memory's sizes and initial weights: a state fits the model it was made with."""
-        weights = [p for layer in self.layers for p in _memory_parameters(layer)]
+        weights = [p for m in self._memories() for part in (m.w0, m.w1, m.w2) for p in part.parameters()]
         # Hashing reads all of them from the device: once, until a parameter is changed or moved.
         now = versions(weights)
         if self._fingerprint is None or self._fingerprint[0] != now:
             digest = hashlib.sha256()
-            for layer in self.layers:
-                for w in layer.mixer.memory.initial_weights():
+            for memory in self._memories():
+                for w in memory.initial_weights():
                     digest.update(str(tuple(w.shape)).encode())
                     digest.update(w.detach().to('cpu', torch.float32).contiguous().numpy().tobytes())
             self._fingerprint = now, digest.hexdigest()[:16]
@@ -217,6 +218,29 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         memory = memory.memory_only().to(device=like.device)
         return replace(state, weights=memory.weights, momentum=memory.momentum, position=memory.position)
 
+    def memories_of(self, state: LaCTState | None) -> list[MemoryState | None]:
+        """Of each layer its part of the state; None of a fresh one, and of a layer without memory."""
+        parts: list[MemoryState | None] = [None] * self.n_layers
+        if state is not None:
+            for place, layer in enumerate(self.config.memory_layers):
+                parts[layer] = memory_of(state, place)
+        return parts
+
+    def state_of(
+        self, layers: list[MemoryState | None], position: Tensor, fingerprint: str | None = None
+    ) -> LaCTState:
+        """What the layers' memories hold after `position` [B] frames, as a state without caches.
+
+        fingerprint: that of the state they came from; None: they began fresh.
+        """
+        groups = stacked(layers, self.config.use_momentum)
+        if not groups:  # no layer has a memory
+            return replace(self.init_state(position.size(0)).memory_only(), position=position)
+        return LaCTState(position=position, fingerprint=fingerprint or self.fingerprint(), **groups)
+
+    def _memories(self) -> list[FastWeightMemory]:
+        return [layer.mixer.memory for layer in self.layers if layer.mixer.memory is not None]
+
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes `init_state(batch_size)` takes, without making it."""
         size = len(COUNTERS) * 8
@@ -227,14 +251,16 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
 
     def _state_shapes(self) -> dict[str, list[tuple[int, tuple[int, ...], torch.dtype]]]:
         """Of each group of `LaCTState`: first dimension, dimensions after the batch, dtype."""
-        config, n = self.config, self.n_layers
+        config, n, memories = self.config, self.n_layers, self._memories()
         heads, width, hidden = config.num_lact_heads, config.lact_head_width, config.lact_hidden_width
-        dtype = self.layers[0].mixer.memory.state_dtype
-        memory = [(n, (heads, *shape), dtype) for shape in ((hidden, width), (width, hidden), (hidden, width))]
+        own = self.norm_out.weight.dtype
+        dtype = memories[0].state_dtype if memories else torch.float64 if own == torch.float64 else torch.float32
+        shapes = (hidden, width), (width, hidden), (hidden, width)
+        memory = [(len(memories), (heads, *shape), dtype) for shape in shapes]
         groups = {'weights': memory, 'momentum': memory if config.use_momentum else []}
         if config.not_streaming():
             return groups
-        groups['pending'] = [*memory, (n, (heads,), dtype)]
+        groups['pending'] = [*memory, (len(memories), (heads,), dtype)]
         # fp32 like the memory: in NeMo's caches they ride in one tensor.
         left, right = self.att_context_size
         cached = dtype if dtype == torch.float64 else torch.float32
@@ -386,9 +412,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         if not keep_state:
             return x, length, None
         position = length if state is None else state.position + length
-        groups = stacked(layers_out, self.config.use_momentum)
-        fingerprint = self.fingerprint() if state is None else state.fingerprint
-        return x, length, LaCTState(position=position, fingerprint=fingerprint, **groups)
+        return x, length, self.state_of(layers_out, position, None if state is None else state.fingerprint)
 
     def _whole(self, audio_signal, length, state, keep_state, learn):
         heard = length
@@ -407,10 +431,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
         if chunks is None and x.numel() and why_not_fused(self, products_dtype(self)) is None:
             fused = stacked_layers(self, products_dtype(self))
             x, start = x.to(fused.dtype), torch.zeros_like(length)
-        layers_out = []
+        layers_out, before_all = [], self.memories_of(state)
         for index, layer in enumerate(self.layers):
             before = x
-            memory = None if state is None else memory_of(state, index)
+            memory = before_all[index]
             if fused is not None:
                 with torch.autocast(x.device.type, enabled=False):
                     args = (valid, start, window, self.adaptation, memory, keep_state, may_learn)
@@ -453,7 +477,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
                 rows.append(self._by_segments(audio_signal[row], length[row], own, may_learn))
             states = [MemoryState.joined(parts) for parts in zip(*(row[2] for row in rows))]
             return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows]), states
-        states = [None if state is None else memory_of(state, i) for i in range(self.n_layers)]
+        states = self.memories_of(state)
         offset = None if state is None or self.config.ttt_nope else state.position
         run = SegmentedPass(self, length, states, learn, offset).overlapping()
         step = run.segment * self.subsampling_factor
@@ -502,14 +526,10 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             raise ValueError(f'state holds {state.batch_size} streams, the input {batch} rows; select or merge first')
         config = self.config
         own = (config.num_lact_heads, config.lact_hidden_width, config.lact_head_width)
-        theirs = tuple(state.weights[0].shape)
-        if theirs[0] != self.n_layers or theirs[2:] != own:
+        theirs, count = tuple(state.weights[0].shape), len(config.memory_layers)
+        if theirs[0] != count or theirs[2:] != own:
             raise ValueError(
-                f'state has {theirs[0]} layers with W0 {theirs[2:]}, this encoder {self.n_layers} with {own}; '
+                f'state has {theirs[0]} layers with W0 {theirs[2:]}, this encoder {count} with {own}; '
                 f'use the model that made it'
             )
 
-
-def _memory_parameters(layer: LaCTLayer):
-    memory = layer.mixer.memory
-    return [p for module in (memory.w0, memory.w1, memory.w2) for p in module.parameters()]

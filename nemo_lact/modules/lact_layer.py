@@ -27,15 +27,18 @@ class SwiGLU(nn.Module):
 
 
 class LaCTMixer(nn.Module):
-    """Window attention plus memory read: out( attention(q, k, v) + gated read of the memory )."""
+    """Window attention plus memory read: out( attention(q, k, v) + gated read of the memory ).
 
-    def __init__(self, config: LaCTEncoderConfig):
+    remembers: False makes one without a memory.
+    """
+
+    def __init__(self, config: LaCTEncoderConfig, remembers: bool = True):
         super().__init__()
         self.config = config
         width = config.d_model // config.n_heads
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.use_bias)
         self.q_norm, self.k_norm = RMSNorm(width), RMSNorm(width)
-        self.memory = FastWeightMemory(config)
+        self.memory = FastWeightMemory(config) if remembers else None
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.use_bias)
 
     def forward(
@@ -54,12 +57,19 @@ class LaCTMixer(nn.Module):
         """x [B, T, D], valid [B, T], tables [T, width / 2] -> ([B, T, D], state).
 
         learn: [B, T] bool, the frames the memory learns from; None: all valid ones. layout: of the memory's chunks.
+        Without a memory the state is None.
         """
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, T, D] each
         near = self.near(q, k, v, valid, cos, sin, window)
+        if self.memory is None:
+            return self.out(near), None
         learn = valid if learn is None else learn
         far, state = self.memory(x, q, k, v, learn, cos, sin, adaptation, state, keep_state, layout)
-        return self.out(near + far.to(near.dtype)), state
+        return self.joined(near, far), state
+
+    def joined(self, near: Tensor, far: Tensor | None) -> Tensor:
+        """Attention and read of the memory (None: no memory), [B, T, D] each -> [B, T, D]."""
+        return self.out(near if far is None else near + far.to(near.dtype))
 
     def near(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, cos: Tensor, sin: Tensor, window) -> Tensor:
         """Window attention: the shared projection [B, T, D] -> [B, T, D]."""
@@ -109,17 +119,17 @@ class LaCTMixer(nn.Module):
 class LaCTLayer(nn.Module):
     """Pre-norm block: [½ feed-forward] → attention + memory → [convolution] → feed-forward → [norm].
 
-    The last feed-forward counts half with `macaron`, as the first does.
+    The last feed-forward counts half with `macaron`, as the first does. remembers: whether it has a memory.
     """
 
-    def __init__(self, config: LaCTEncoderConfig):
+    def __init__(self, config: LaCTEncoderConfig, remembers: bool = True):
         super().__init__()
         self.config = config
         self.ff_scale = 0.5 if config.macaron else 1.0
         self.norm_ff1 = nn.LayerNorm(config.d_model) if config.macaron else None
         self.ff1 = SwiGLU(config) if config.macaron else None
         self.norm_mixer = nn.LayerNorm(config.d_model)
-        self.mixer = LaCTMixer(config)
+        self.mixer = LaCTMixer(config, remembers)
         self.norm_conv = nn.LayerNorm(config.d_model) if config.conv_kernel_size else None
         self.conv = _convolution(config) if config.conv_kernel_size else None
         self.norm_ff2 = nn.LayerNorm(config.d_model)

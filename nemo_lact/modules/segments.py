@@ -88,11 +88,14 @@ class _LayerPass:
         q, k, v = mixer.qkv(h).chunk(3, dim=-1)  # [B, context, D] each
         own = slice(done - queue.base, stop - queue.base)
         near = mixer.near(q, k, v, valid, *tables, owner.window)[:, own]
-        far, self.state = mixer.memory(
-            h[:, own], q[:, own], k[:, own], v[:, own], valid[:, own] & owner.learn, *(t[..., own, :] for t in tables),
-            owner.adaptation, self.state, True, owner.layout(done, stop, h.device),
-        )  # fmt: skip
-        y = queue.part(done, stop) + mixer.out(near + far.to(near.dtype))
+        far = None
+        if mixer.memory is not None:
+            far, self.state = mixer.memory(
+                h[:, own], q[:, own], k[:, own], v[:, own], valid[:, own] & owner.learn,
+                *(t[..., own, :] for t in tables), owner.adaptation, self.state, True,
+                owner.layout(done, stop, h.device),
+            )  # fmt: skip
+        y = queue.part(done, stop) + mixer.joined(near, far)
         queue.finish(stop, owner.whole_attention_chunks(max(0, stop - owner.left)))
         return y
 
@@ -117,7 +120,7 @@ class SegmentedPass:
     Args:
         encoder: LaCTEncoder in evaluation mode.
         length: [B] feature frames of each row in all.
-        states: of each layer the memory the rows start from; None is fresh.
+        states: of each layer the memory the rows start from; None is fresh, or a layer without memory.
         learn: [B] bool, rows whose memory may learn; None is all.
         offset: [B] frames heard before, for a memory with positions; None is 0.
 
@@ -159,7 +162,7 @@ class SegmentedPass:
         self.turn = 0
 
     @property
-    def layer_states(self) -> list[MemoryState]:
+    def layer_states(self) -> list[MemoryState | None]:
         return [layer.state for layer in self.layers] if self.wave is None else self.wave.states()
 
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:

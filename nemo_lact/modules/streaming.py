@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nemo_lact.modules.fast_weights import memory_of, stacked
+from nemo_lact.modules.fast_weights import stacked
 from nemo_lact.modules.fused_step import fused_step, laid_out, pace_of, why_not_fused_step
 from nemo_lact.ops import rotary_tables
 from nemo_lact.state import LaCTState
@@ -156,6 +156,7 @@ class StreamingMixin:
         last = 2 * config.lact_chunk_size - 1 if torch.jit.is_tracing() else int(filled.max())
         near_valid = _cache_valid(state.attention[0], state.frames, valid)
         conv_valid = _cache_valid(state.convolution[0], state.frames, valid) if state.convolution else None
+        before = self.memories_of(state)
         memories, keys, values, inputs = [], [], [], []
         for i, layer in enumerate(self.layers):
             x = layer.before(x)
@@ -164,10 +165,12 @@ class StreamingMixin:
             near, key, value = layer.mixer.near_cached(
                 q, k, v, near_valid, *tables, window, state.attention[0][i], state.attention[1][i]
             )
-            far, memory = layer.mixer.memory.step(
-                h, q, k, v, learned, *tables, self.adaptation, memory_of(state, i), state.filled, last
-            )
-            x = x + layer.mixer.out(near + far.to(near.dtype))
+            far = memory = None
+            if layer.mixer.memory is not None:
+                far, memory = layer.mixer.memory.step(
+                    h, q, k, v, learned, *tables, self.adaptation, before[i], state.filled, last
+                )
+            x = x + layer.mixer.joined(near, far)
             if layer.conv is not None:
                 cache = state.convolution[0][i]
                 h = torch.cat([cache.to(x.dtype), layer.norm_conv(x)], dim=1)
@@ -196,7 +199,9 @@ class StreamingMixin:
         if state.pending and self.adaptation:
             filled = state.filled if learn is None else state.filled * learn
             settled = [
-                layer.mixer.memory.settle(memory_of(state, i), filled) for i, layer in enumerate(self.layers)
+                layer.mixer.memory.settle(memory, filled)
+                for layer, memory in zip(self.layers, self.memories_of(state))
+                if memory is not None
             ]
             state = changed(state, **stacked(settled, self.config.use_momentum))
         return state.next_utterance()

@@ -39,7 +39,7 @@ def why_not_wavefront(encoder, chunks: int) -> str | None:
         RuntimeError: 'on' was asked for where it cannot run.
     """
     config, window = encoder.config, tuple(encoder.att_context_size)
-    problem = encoder.why_not_segments()
+    problem = encoder.why_not_segments() or config.not_everywhere()
     if config.lact_chunk_tolerance:
         problem = f'lact_chunk_tolerance={config.lact_chunk_tolerance}: chunks of different lengths'
     elif problem is None and delay(config, window) > 1:

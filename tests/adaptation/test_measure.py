@@ -263,7 +263,10 @@ def test_bad_values_are_named(model, rows, change, options, message):
 
 
 def test_a_model_without_a_memory_is_refused(model, rows):
-    model.encoder.config.adaptation = False
+    model.encoder.config.lact_layers = []
+    with pytest.raises(ValueError, match='has no memory'):
+        measure(model, rows)
+    model.encoder.config.lact_layers, model.encoder.config.adaptation = None, False
     with pytest.raises(ValueError, match='built with adaptation=false'):
         measure(model, rows)
     model.encoder = torch.nn.Identity()

@@ -28,6 +28,9 @@ WRONG = [
     (dict(conv_kernel_size=8), 'conv_kernel_size=8; give 0 .* odd number'),
     (dict(conv_kernel_size=9, conv_context_size=[3, 3]), r'conv_context_size=\[3, 3\] sees 7 frames'),
     (dict(n_layers=0), 'n_layers=0; the least is 1'),
+    (dict(lact_layers=[3, 12]), r'lact_layers=\[3, 12\]; give layers from 0 to 11, each once'),
+    (dict(lact_layers=[-1]), r'lact_layers=\[-1\]; give layers from 0'),
+    (dict(lact_layers=[2, 2]), r'lact_layers=\[2, 2\]; .*each once'),
     (dict(lact_chunksize=5), "no option 'lact_chunksize'; did you mean 'lact_chunk_size'"),
     (dict(zzz=1), "no option 'zzz'. Options: _target_, activation_checkpointing"),
 ]
@@ -48,6 +51,18 @@ def test_defaults_are_the_base_model():
     assert 90e6 < sum(p.numel() for p in encoder.parameters()) < 95e6
     assert encoder.config.lact_chunk_size * encoder.config.frame_seconds == pytest.approx(40.96)
     assert encoder._feat_out == encoder.d_model == 768 and encoder.subsampling_factor == 8
+
+
+def test_memories_are_in_the_layers_asked_for(tiny):
+    def numbers(layers):
+        encoder = LaCTEncoder(**{**tiny, 'n_layers': 3, 'lact_layers': layers})
+        found = [i for i, layer in enumerate(encoder.layers) if layer.mixer.memory is not None]
+        return found, sum(p.numel() for p in encoder.parameters()), encoder.state_bytes(), encoder.adaptation
+
+    every, two, none = numbers(None), numbers([2, 0]), numbers([])
+    assert (every[0], two[0], none[0]) == ([0, 1, 2], [0, 2], []) and (two[3], none[3]) == (True, False)
+    assert every[1] - two[1] == (two[1] - none[1]) / 2 > 0  # parameters
+    assert every[2] - two[2] == (two[2] - none[2]) / 2 > 0  # bytes of a stream
 
 
 def test_structured_config_builds_the_encoder(tiny):

@@ -21,6 +21,8 @@ VARIANTS = {
     'gradient steps': dict(use_muon=False, use_momentum=False, subsampling='striding'),
     'positions in the memory': dict(ttt_nope=False, feat_out=24, lr_dim=16),
     'memory that forgets': dict(lact_retention=0.7),
+    'memory in one layer': dict(lact_layers=[1], conv_kernel_size=5, conv_context_size='causal'),
+    'no memory': dict(lact_layers=[]),
 }
 
 
@@ -35,7 +37,7 @@ def encoder(request, tiny):
 
 
 def relative(a, b):
-    return (a - b).norm() / b.norm()
+    return (a - b).norm() / b.norm() if b.numel() else torch.zeros(())  # there may be no memory
 
 
 def streamed(encoder, signal, length, sizes, state=None):
@@ -78,6 +80,7 @@ def test_memory_after_the_stream_equals_offline(encoder, contract):
     _, state = streamed(encoder, signal, length, lambda: torch.randint(0, 90, (2,)))
     ended = encoder.end_utterance(state)
     for a, b in zip([*ended.weights, *ended.momentum], [*offline.weights, *offline.momentum]):
+        assert a.shape == b.shape and a.size(0) == len(encoder.config.memory_layers)
         contract('streaming = offline: memory (relative, fp32)', relative(a, b), 1e-4)
     assert torch.equal(ended.position, offline.position) and not ended.frames.any() and not ended.attention[0].any()
     # And the next utterance begins where offline would.
@@ -208,7 +211,8 @@ def test_a_stream_that_may_not_learn(encoder):
     learn = torch.tensor([True, False])
     _, _, state = encoder.stream_step(signal, None, encoder.init_state(2), True, learn)
     state = encoder.end_utterance(state, learn)
-    assert state.weights[0][:, 0].any() and not any(t[:, 1].any() for t in [*state.weights, *state.momentum])
+    assert state.weights[0][:, 0].any() == bool(encoder.config.memory_layers)
+    assert not any(t[:, 1].any() for t in [*state.weights, *state.momentum])
 
 
 @torch.inference_mode()

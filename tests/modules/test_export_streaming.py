@@ -16,6 +16,8 @@ VARIANTS = {
     'convolution, 8x': dict(
         CHUNKS, conv_kernel_size=5, conv_context_size='causal', macaron=True, block_norm=True, subsampling_factor=8
     ),
+    'memory in one layer': dict(CHUNKS, lact_layers=[1]),
+    'no memory': dict(CHUNKS, lact_layers=[]),
 }
 
 

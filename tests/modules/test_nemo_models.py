@@ -23,8 +23,9 @@ def batch(rows=2, samples=32000):
     return signal, lengths, torch.randint(0, 6, (rows, 8)), torch.full((rows,), 8)
 
 
-def test_built_saved_restored_and_transcribing(tiny, tmp_path, audio):
-    model = build(tiny).eval()
+@pytest.mark.parametrize('extra', [{}, dict(lact_layers=[1]), dict(lact_layers=[])])
+def test_built_saved_restored_and_transcribing(tiny, tmp_path, audio, extra):
+    model = build({**tiny, **extra}).eval()
     assert isinstance(model.encoder, LaCTEncoder)
     first = model.transcribe([audio], batch_size=1, verbose=False)[0].text
     model.save_to(str(tmp_path / 'x.nemo'))
@@ -115,7 +116,7 @@ def test_freeze_the_encoder(tiny):
 
 
 @pytest.mark.parametrize(
-    'extra', [{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.7), dict(lact_mode='causal')]
+    'extra', [{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.7), dict(lact_mode='causal'), dict(lact_layers=[0])]
 )
 def test_onnx_of_any_length_equals_torch(tiny, tmp_path, contract, extra):
     model = build({**tiny, **extra}).eval()

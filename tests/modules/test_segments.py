@@ -21,6 +21,8 @@ VARIANTS = {
     'borders in pauses': dict(lact_chunk_tolerance=6, conv_kernel_size=5),
     'positions in the memory': dict(ttt_nope=False, feat_out=24),
     'memory that forgets': dict(lact_retention=0.7),
+    'memory in one layer': dict(lact_layers=[1], conv_kernel_size=5),
+    'no memory': dict(lact_layers=[]),
 }
 
 
@@ -38,7 +40,7 @@ def whole_pass(encoder, *args, **kwargs):
 
 
 def relative(a, b):
-    return (a - b).norm() / b.norm()
+    return (a - b).norm() / b.norm() if b.numel() else torch.zeros(())  # there may be no memory
 
 
 @torch.inference_mode()
