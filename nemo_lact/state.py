@@ -21,7 +21,8 @@ class LaCTState:
 
     `weights[i]` holds how far W0, W1, W2 (i = 0, 1, 2) have moved from the learned initial weights, so zeros are a
     fresh stream. The tensors of a group are [n_layers, B, ...] (`features`: [1, B, ...]; those of the memory have the
-    layers that have one, `lact_layers`); a group that a model does not need is empty. An offline encoder has memory only: an utterance ends with each call.
+    layers that have one); a group that a model does not need is empty. An offline encoder has memory only: an utterance
+    ends with each call.
 
     Attributes:
         weights: three tensors [n_layers, B, H, m, d], [n_layers, B, H, d, m], [n_layers, B, H, m, d].

@@ -138,7 +138,8 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
             state = changed(state, heard=state.heard + new)
         if x.size(1) == 0:
             return x.new_zeros(x.size(0), self._feat_out, 0), count, *self._packed(state, time)
-        if filled is not None and why_not_fused_step(self, state) is None:
+        # The caches hold a state as kernels write it only if every layer has a memory.
+        if filled is not None and self.config.memory_everywhere and why_not_fused_step(self, state) is None:
             caches = (channel, time) if self.caches_in_place else self._next_caches(channel, time)
             x, state = self._stream_fused(x, count, state, self._unpack(*caches, state.heard), filled, None)
             caches = (*caches, state.heard)
@@ -169,7 +170,7 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
     def _pack(self, state: LaCTState) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = state.attention
         remembered = (*state.weights, *state.momentum, *state.pending)
-        if self.config.not_everywhere():
+        if not self.config.memory_everywhere:
             remembered = [self._in_every_layer(t) for t in remembered]
         parts = [t.flatten(2) for t in (keys, values, *remembered)]
         spare = -sum(t.size(2) for t in parts) % self.d_model
@@ -195,7 +196,7 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
         heads, width, hidden = config.num_lact_heads, config.lact_head_width, config.lact_hidden_width
         shapes = [(heads, hidden, width), (heads, width, hidden), (heads, hidden, width)]
         layers = config.memory_layers
-        if config.not_everywhere():
+        if not config.memory_everywhere:
             flat = torch.stack([flat[i] for i in layers]) if layers else None
         groups, at = [], 0
         for shape in shapes * (3 if config.use_momentum else 2) + [(heads,)]:

@@ -141,11 +141,9 @@ class LaCTEncoderConfig:
         """Layers that have a memory, in order."""
         return list(range(self.n_layers)) if self.lact_layers is None else sorted(self.lact_layers)
 
-    def not_everywhere(self) -> Optional[str]:
-        """What keeps passes that need a memory in every layer, in words; None: nothing."""
-        if len(self.memory_layers) == self.n_layers:
-            return None
-        return f'lact_layers={self.memory_layers}: not all of the {self.n_layers} layers have a memory'
+    @property
+    def memory_everywhere(self) -> bool:
+        return len(self.memory_layers) == self.n_layers
 
     @property
     def ff_width(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 from nemo_lact import ops
 from nemo_lact.modules.fast_weights import FastWeightMemory, MemoryState
 from nemo_lact.modules.stacked_layers import StackedLayers
-from nemo_lact.modules.wave_step import fast_memory_problem
+from nemo_lact.modules.wave_step import fast_memories_problem
 from nemo_lact.ops import FastWeights, lact_swiglu, lact_swiglu_frozen, pieces, window_attention
 
 
@@ -18,8 +18,7 @@ def why_not_fused(encoder, dtype: torch.dtype) -> str | None:
     device = encoder.norm_out.weight.device
     if device.type != 'cuda':
         return f'it needs a CUDA GPU, the data is on {device}'
-    problem = encoder.config.not_everywhere()
-    problem = problem or fast_memory_problem(encoder.config, encoder.layers[0].mixer.memory, dtype, device)
+    problem = fast_memories_problem(encoder, dtype, device)
     return problem or ops.triton_pieces.why_not(sizes_of(encoder.config, None), torch.empty(0, dtype=dtype))
 
 
@@ -68,8 +67,10 @@ def fused_layer(
     near = _attend(config, q, k, v, valid, window)
     lengths = FastWeights(*(w[index] for w in layers.lengths))
     learn = valid if learn is None else learn
-    far, state = _remember(layer.mixer.memory, inputs, learn, lengths, adaptation, state, keep_state)
-    mixed = kernels.add_read(near, far, gate, layers.read_norm[own], layers.norm_eps)
+    mixed = near
+    if layer.mixer.memory is not None:
+        far, state = _remember(layer.mixer.memory, inputs, learn, lengths, adaptation, state, keep_state)
+        mixed = kernels.add_read(near, far, gate, layers.read_norm[own], layers.norm_eps)
     x = _added(x, mixed, layers.out, layers.out_bias, index)
     if layer.conv is not None:
         with torch.autocast(x.device.type, dtype=x.dtype):

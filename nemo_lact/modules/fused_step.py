@@ -76,13 +76,18 @@ def fused_step(encoder, x: Tensor, before: LaCTState, after: LaCTState, pace) ->
         _prepared[layers] = _prepare(layers)
     prepared, config = _prepared[layers], encoder.config
     options = config.lact_chunk_size, config.use_muon, config.lact_retention
-    groups = before.attention, after.attention, after.weights, after.momentum, before.pending, after.pending
-    own = [zip(*(t.unbind() for t in group)) if group else itertools.repeat(()) for group in groups]  # layer by layer
+    def by_layer(*groups):
+        return zip(*(zip(*(t.unbind() for t in group)) if group else itertools.repeat(()) for group in groups))
+
+    caches = by_layer(before.attention, after.attention)
+    memories = by_layer(after.weights, after.momentum, before.pending, after.pending)  # of the layers that have one
     x = x.to(layers.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        for index, (layer, keys, new_keys, *memory) in enumerate(zip(encoder.layers, *own)):
-            initial, lengths = prepared[1][index]
-            memory = ops.triton_streaming.StreamMemory(initial, lengths, *memory, prepared[0], options)
+        for index, (layer, (keys, new_keys)) in enumerate(zip(encoder.layers, caches)):
+            memory = None
+            if layer.mixer.memory is not None:
+                initial, lengths = prepared[1][index]
+                memory = ops.triton_streaming.StreamMemory(initial, lengths, *next(memories), prepared[0], options)
             x = _mixed(encoder, layers, index, x, keys, new_keys, memory, before.position, pace)
             if layer.conv is not None:
                 x = _convolved(layer, x, before.convolution[0][index], after.convolution[0][index], pace)
@@ -115,8 +120,10 @@ def _mixed(encoder, layers: StackedLayers, index: int, x: Tensor, keys, new_keys
     streams = ops.triton_streaming
     near = streams.attend(q, k, v, *keys, pace, config.n_heads, *window, config.att_chunk(window))
     streams.shift(k, v, keys, new_keys, pace.count)
-    far = memory.step(inputs, pace, encoder.adaptation)
-    mixed = kernels.add_read(near, far, gate, layers.read_norm[own], layers.norm_eps)
+    mixed = near
+    if memory is not None:
+        far = memory.step(inputs, pace, encoder.adaptation)
+        mixed = kernels.add_read(near, far, gate, layers.read_norm[own], layers.norm_eps)
     return _added(x, mixed, layers.out, layers.out_bias, index)
 
 

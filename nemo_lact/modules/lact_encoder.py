@@ -180,12 +180,12 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
 
     def fingerprint(self) -> str:
         """Short hash of the memory's sizes and initial weights: a state fits the model it was made with."""
-        weights = [p for m in self._memories() for part in (m.w0, m.w1, m.w2) for p in part.parameters()]
+        weights = [p for m in self.memories() for part in (m.w0, m.w1, m.w2) for p in part.parameters()]
         # Hashing reads all of them from the device: once, until a parameter is changed or moved.
         now = versions(weights)
         if self._fingerprint is None or self._fingerprint[0] != now:
             digest = hashlib.sha256()
-            for memory in self._memories():
+            for memory in self.memories():
                 for w in memory.initial_weights():
                     digest.update(str(tuple(w.shape)).encode())
                     digest.update(w.detach().to('cpu', torch.float32).contiguous().numpy().tobytes())
@@ -238,7 +238,8 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
             return replace(self.init_state(position.size(0)).memory_only(), position=position)
         return LaCTState(position=position, fingerprint=fingerprint or self.fingerprint(), **groups)
 
-    def _memories(self) -> list[FastWeightMemory]:
+    def memories(self) -> list[FastWeightMemory]:
+        """Of the layers that have one, in order."""
         return [layer.mixer.memory for layer in self.layers if layer.mixer.memory is not None]
 
     def state_bytes(self, batch_size: int = 1) -> int:
@@ -251,7 +252,7 @@ class LaCTEncoder(NeuralModule, AccessMixin, Exportable, CacheAwareMixin):
 
     def _state_shapes(self) -> dict[str, list[tuple[int, tuple[int, ...], torch.dtype]]]:
         """Of each group of `LaCTState`: first dimension, dimensions after the batch, dtype."""
-        config, n, memories = self.config, self.n_layers, self._memories()
+        config, n, memories = self.config, self.n_layers, self.memories()
         heads, width, hidden = config.num_lact_heads, config.lact_head_width, config.lact_hidden_width
         own = self.norm_out.weight.dtype
         dtype = memories[0].state_dtype if memories else torch.float64 if own == torch.float64 else torch.float32

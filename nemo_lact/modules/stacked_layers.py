@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.kept import KeptFor
 from nemo_lact.ops import FastWeights
 
@@ -35,7 +36,7 @@ class StackedLayers:
 
     A LayerNorm is part of the linear layer after it: W (n ⊙ g + b) = (W ⊙ g) n + W b for normed n. The projection
     of the mixer has queries, keys and values first, then step sizes, momentum gate and read gate of the memory, and
-    zeros up to a multiple of 64 columns.
+    zeros up to a multiple of 64 columns. A layer without memory has one here whose gate is closed.
     """
 
     def __init__(self, layers, dtype: torch.dtype):
@@ -46,13 +47,14 @@ class StackedLayers:
 
     def _take(self, layers) -> None:
         mixers = [layer.mixer for layer in layers]
-        memories = [mixer.memory for mixer in mixers]
+        memories = [_closed(layer) if layer.mixer.memory is None else layer.mixer.memory for layer in layers]
         first = memories[0]
         self.eps = layers[0].norm_mixer.eps
         self.steps = first.lr_proj.out_features
         self.has_momentum = first.momentum_proj is not None
         self.project, self.project_bias = self._folded([layer.norm_mixer for layer in layers], [
-            [mixer.qkv, mixer.memory.lr_proj, mixer.memory.momentum_proj, mixer.memory.gate_proj] for mixer in mixers
+            [layer.mixer.qkv, memory.lr_proj, memory.momentum_proj, memory.gate_proj]
+            for layer, memory in zip(layers, memories)
         ])  # fmt: skip
         self.q_norm = self._stack([mixer.q_norm.weight for mixer in mixers])  # [L, width]
         self.k_norm = self._stack([mixer.k_norm.weight for mixer in mixers])
@@ -134,3 +136,12 @@ class StackedLayers:
             out_bias=out_bias, depth=depth, depth_bias=depth_bias, scale=scale, shift=shift,
             layer_norm=norms[0].eps if layer_norm else None,
         )  # fmt: skip
+
+
+def _closed(layer) -> FastWeightMemory:
+    """A memory that is read with a gate of exactly 0, as silu(0) is."""
+    with torch.random.fork_rng(devices=[]):
+        memory = FastWeightMemory(layer.config)
+    torch.nn.init.zeros_(memory.gate_proj.weight)
+    torch.nn.init.zeros_(memory.gate_proj.bias)
+    return memory.to(layer.mixer.out.weight)

@@ -98,6 +98,8 @@ class WaveStep:
         weights = [self._rows(w.to(dtype)) for w in self.layers.initial]
         momentum = [torch.zeros_like(w) for w in weights]
         if any(state is not None for state in states):
+            nothing = FastWeights(*(w[: self.batch] * 0 for w in weights))  # a layer without memory has no state
+            states = [MemoryState(nothing, nothing) if state is None else state for state in states]
             weights = [w + torch.cat(parts).to(dtype) for w, parts in zip(weights, zip(*(s.weights for s in states)))]
             momentum = [torch.cat(parts).to(dtype) for parts in zip(*(s.momentum for s in states))]
         self.memory.start(FastWeights(*weights), FastWeights(*momentum))
@@ -211,10 +213,16 @@ class WaveStep:
         return y if conv['out_bias'] is None else y + conv['out_bias']
 
 
+def fast_memories_problem(encoder, dtype: torch.dtype, device) -> str | None:
+    """`fast_memory_problem` of an encoder, of which not all layers need have a memory."""
+    return fast_memory_problem(encoder.config, next(iter(encoder.memories()), None), dtype, device)
+
+
 def fast_memory_problem(config, memory, dtype: torch.dtype, device) -> str | None:
-    """What keeps the fast memory from the steps of a layer's memory; None: nothing."""
+    """What keeps the fast memory from the steps of a layer's memory (None: one with states in fp32), None: nothing."""
     if ops.implementation() == 'reference':
         return 'the reference memory is asked for'
     q = torch.empty((1, 1, 1, config.lact_head_width), dtype=dtype, device=device)
-    w0 = torch.empty((1, config.lact_hidden_width, config.lact_head_width), dtype=memory.state_dtype, device='meta')
+    state = torch.float32 if memory is None else memory.state_dtype
+    w0 = torch.empty((1, config.lact_hidden_width, config.lact_head_width), dtype=state, device='meta')
     return ops.why_not_fast(q, torch.empty(1, 1, 1, 3, config.lr_dim), FastWeights(w0, w0, w0), config.lact_mode)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_lact.modules.fast_weights import MemoryState
 from nemo_lact.modules.stacked_layers import forget_layers, products_dtype, stacked_layers
-from nemo_lact.modules.wave_step import WaveStep, delay, fast_memory_problem
+from nemo_lact.modules.wave_step import WaveStep, delay, fast_memories_problem
 from nemo_lact.ops.cuda_graphs import record
 
 LEAST_CHUNKS = 8  # of the longest row: before and after the input, some layers run for nothing
@@ -39,7 +39,7 @@ def why_not_wavefront(encoder, chunks: int) -> str | None:
         RuntimeError: 'on' was asked for where it cannot run.
     """
     config, window = encoder.config, tuple(encoder.att_context_size)
-    problem = encoder.why_not_segments() or config.not_everywhere()
+    problem = encoder.why_not_segments()
     if config.lact_chunk_tolerance:
         problem = f'lact_chunk_tolerance={config.lact_chunk_tolerance}: chunks of different lengths'
     elif problem is None and delay(config, window) > 1:
@@ -60,7 +60,7 @@ def why_not_wavefront(encoder, chunks: int) -> str | None:
     if problem is None and chunks < LEAST_CHUNKS:
         problem = f'the input has {chunks} chunks a row; it pays from {LEAST_CHUNKS}'
     if problem is None and encoder.adaptation:
-        problem = fast_memory_problem(config, encoder.layers[0].mixer.memory, dtype, device)
+        problem = fast_memories_problem(encoder, dtype, device)
     return problem
 
 
@@ -81,7 +81,7 @@ class Wavefront:
         self.encoder = encoder
         config, dtype = encoder.config, products_dtype(encoder)
         layers = stacked_layers(encoder, dtype)
-        fast = fast_memory_problem(config, encoder.layers[0].mixer.memory, dtype, frames.device) is None
+        fast = fast_memories_problem(encoder, dtype, frames.device) is None
         options = (tuple(encoder.att_context_size), encoder.adaptation, fast, frames.size(0), frames.device)
         self.key = (id(layers), repr(config), *options)  # settings may be changed between two passes
         kept = _idle.pop(encoder, None)  # while it is in use here, nobody else takes it
@@ -121,9 +121,9 @@ class Wavefront:
                 self._put_back()
         return torch.cat(outputs, dim=1)
 
-    def states(self) -> list[MemoryState]:
-        """The memory of each layer, after the last frame."""
-        return self.after
+    def states(self) -> list[MemoryState | None]:
+        """The memory of each layer, after the last frame; None of one without."""
+        return [None if layer.mixer.memory is None else own for layer, own in zip(self.encoder.layers, self.after)]
 
     def _advance(self, outputs: list[Tensor]) -> None:
         if self.graph is not None:

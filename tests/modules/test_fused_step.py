@@ -23,6 +23,7 @@ VARIANTS = {
     'conformer, forgets': dict(conv_kernel_size=5, conv_context_size='causal', macaron=True, use_bias=True,
                                block_norm=True, lact_retention=0.7),
     'gradient steps': dict(use_muon=False, use_momentum=False, feat_out=24),
+    'memory in one layer': dict(lact_layers=[1], use_muon=False),
 }  # fmt: skip
 
 

@@ -116,7 +116,13 @@ def test_freeze_the_encoder(tiny):
 
 
 @pytest.mark.parametrize(
-    'extra', [{}, dict(conv_kernel_size=9, macaron=True, lact_retention=0.7), dict(lact_mode='causal'), dict(lact_layers=[0])]
+    'extra',
+    [
+        {},
+        dict(conv_kernel_size=9, macaron=True, lact_retention=0.7),
+        dict(lact_mode='causal'),
+        dict(lact_layers=[0]),
+    ],
 )
 def test_onnx_of_any_length_equals_torch(tiny, tmp_path, contract, extra):
     model = build({**tiny, **extra}).eval()
