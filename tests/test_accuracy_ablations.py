@@ -391,8 +391,8 @@ def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
 
 CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditioned', 'two reads, self-conditioned']
 LATE = 'late memories, self-conditioned'
-OPEN, EARLY = 'open memories, self-conditioned', 'early memories, self-conditioned'
-NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE, OPEN, EARLY]
+OPEN, EARLY, FEW, GROWN = (f'{kind} memories, self-conditioned' for kind in ('open', 'early', 'few', 'grown'))
+NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE, OPEN, EARLY, FEW, GROWN]
 
 
 @pytest.mark.parametrize('name', CONDITIONED)
@@ -468,13 +468,56 @@ def test_late_memories_come_after_the_half_and_begin_open(corpus, tmp_path):
     assert not reads(True).any()
 
 
-@pytest.mark.parametrize('name, layers', [(OPEN, range(8)), (EARLY, range(4))])
-def test_open_memories_are_in_all_layers_and_early_ones_in_the_first_half(corpus, tmp_path, name, layers):
+@pytest.mark.parametrize('name, layers', [(OPEN, range(8)), (EARLY, range(4)), (FEW, (2, 3)), (GROWN, (2, 3))])
+def test_open_memories_are_in_the_layers_they_are_meant_for(corpus, tmp_path, name, layers):
     from conditioned import OpenMemory
 
     encoder = built(name, corpus, tmp_path, **SMALLEST | dict(n_layers=8)).encoder
     assert [i for i, layer in enumerate(encoder.layers) if isinstance(layer.mixer.memory, OpenMemory)] == list(layers)
     assert encoder.adaptation and encoder.config.lact_retention == 0.9
+
+
+def test_grown_memories_sleep_for_half_of_the_training(corpus, monkeypatch, tmp_path):
+    from grafts import GrownMemories
+
+    states = []
+    wake = GrownMemories._wake
+
+    def seen(self, awake):
+        states.append((awake, self.sleepers[0].memory.own_out.weight.abs().sum().item()))
+        wake(self, awake)
+
+    monkeypatch.setattr(GrownMemories, '_wake', seen)
+    train(monkeypatch, corpus, tmp_path, GROWN, '--steps', '4')
+    assert [awake for awake, _ in states] == [False, False, True, True, True]  # the last: scored
+    assert [weight == 0 for _, weight in states] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    'name, layers',
+    [('starter', {}), ('starter, open memories', range(8)), ('starter, open memories above', range(4, 8)),
+     ('starter, memories alone above', (5, 7)), ('starter, no memories above', {})],
+)  # fmt: skip
+def test_what_is_not_new_comes_from_the_starter(corpus, monkeypatch, tmp_path, name, layers):
+    import grafts
+    from conditioned import OpenMemory
+    from contestants import config
+
+    from nemo_lact.info import config_and_weights
+    from nemo_lact.starter import FILE
+
+    folder = tmp_path / 'tokenizer'
+    monkeypatch.setattr(sys, 'argv', ['grafts.py', str(folder)])
+    grafts.main()
+    recipe, weights = grafts.ALL[name], config_and_weights(FILE)[1]
+    model = recipe.model(config(recipe, recipe.encoder, folder, 1e-3, 10))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(weights)
+    new = [i for i, layer in enumerate(model.encoder.layers) if isinstance(layer.mixer.memory, OpenMemory)]
+    assert new == list(layers)
+    for key, tensor in model.state_dict().items():
+        fresh = key.startswith('encoder.condition') or any(f'layers.{i}.mixer.memory' in key for i in new)
+        assert torch.equal(tensor, before[key] if fresh else weights[key].to(tensor)), key
 
 
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
@@ -489,8 +532,8 @@ def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
 def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
     report = train(monkeypatch, corpus, tmp_path, name)
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
-    frozen = {'utterances, clean, frozen'} if name.startswith(('two', 'late', 'open', 'early')) else set()
-    assert set(report['scores']) == {'utterances, clean'} | frozen
+    remembers = not name.startswith(('FastConformer', 'no memory'))
+    assert set(report['scores']) == {'utterances, clean'} | ({'utterances, clean, frozen'} if remembers else set())
 
 
 @pytest.mark.slow

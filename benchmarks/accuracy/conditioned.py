@@ -1,8 +1,8 @@
 """What the upper half is told, and where a memory is needed: self-conditioned CTC, and memories in no or two layers.
 
 'self-conditioned' contestants hear, after half of their layers, what InterCTC would say there (arXiv 2104.02724). 'no
-memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, 'early
-memories' in four and 'open memories' in all, with projections of their own.
+memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, as
+'few memories' do, 'early memories' in four and 'open memories' in all, with projections of their own.
 """
 
 from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
@@ -154,6 +154,17 @@ class EarlyMemories(LateMemories):
         return set(range(count // 2))
 
 
+class FewMemories(LateMemories):
+    """In the third and fourth layer of eight, where those of 'early memories' are worth something."""
+
+    def kept(self, count: int) -> set[int]:
+        return {count // 4, count // 4 + 1}
+
+
+class FewMemoriesConditioned(SelfConditioned, FewMemories):
+    pass
+
+
 class OpenMemoriesConditioned(SelfConditioned, OpenMemories):
     pass
 
@@ -185,6 +196,7 @@ ALL = BEFORE | {
     'late memories': Recipe(LATE, model=LateMemories),
     'late memories, self-conditioned': Recipe(LATE, model=LateMemoriesConditioned),
     'open memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3), model=OpenMemoriesConditioned),
+    'few memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3.75), model=FewMemoriesConditioned),
     'early memories, self-conditioned': Recipe(
         OPEN_ONES | dict(ff_expansion_factor=3.5), model=EarlyMemoriesConditioned
     ),

@@ -1,7 +1,12 @@
-"""Other memories put into the starter model, which knows English: what does training make of them there?
+"""Memories put into a model that can hear already: what does training make of them there?
+
+Into the starter model, which knows English:
+
 
     python benchmarks/accuracy/grafts.py CORPUS/tokenizer     # the starter's, so that its weights can go on
     python benchmarks/accuracy/train.py 'starter, open memories above' --init starter --corpus CORPUS --output OUT
+
+Or, 'grown', into a model without memory after half of its own training.
 
 All are self-conditioned (conditioned.py), and their memories keep what they learn for minutes. 'Above' are the layers
 after half of them.
@@ -14,8 +19,9 @@ from pathlib import Path
 
 from ablation_contestants import ScoredByReference
 from conditioned import ALL as BEFORE
-from conditioned import OpenMemory, SelfConditioned, forget, separate
+from conditioned import OPEN_ONES, AttentionOnly, FewMemories, OpenMemory, SelfConditioned, forget, separate
 from contestants import LACT_CONFORMER, Recipe
+from torch import nn
 
 from nemo_lact.modules.fast_weights import FastWeightMemory
 from nemo_lact.modules.lact_layer import LaCTMixer
@@ -127,8 +133,48 @@ class OpenEverywhere(Starter):
         renew(mixer)
 
 
+GROWN = 0.5  # of the planned steps are made without memory
+
+
+class Sleeper(LaCTMixer):
+    """A mixer whose memory is asleep at first."""
+
+    awake = False
+
+    def forward(self, *args):
+        return super().forward(*args) if self.awake else AttentionOnly.forward(self, *args)
+
+
+class GrownMemories(SelfConditioned, FewMemories):
+    """They wake up after half of the training, and change nothing before they have learned to."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sleepers = [layer.mixer for layer in self.encoder.layers if layer.mixer.memory is not None]
+        for mixer in self.sleepers:
+            mixer.__class__ = Sleeper
+            nn.init.zeros_(mixer.memory.own_out.weight)
+
+    def training_step(self, batch, batch_nb):
+        self._wake(self.trainer.global_step >= GROWN * self.trainer.max_steps)
+        return super().training_step(batch, batch_nb)
+
+    def ways(self):
+        def awake():
+            self._wake(True)
+            usual()
+
+        (usual,) = super().ways().values()
+        return {'': awake}
+
+    def _wake(self, awake: bool) -> None:
+        for mixer in self.sleepers:
+            mixer.awake = awake
+
+
 STARTER = Recipe(LACT_CONFORMER | dict(segment_frames=-1, use_momentum=False, lact_retention=0.97), model=Starter)
 ALL = BEFORE | {
+    'grown memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3.75), model=GrownMemories),
     'starter': STARTER,
     'starter, full attention above': replace(STARTER, model=FullAbove),
     'starter, no memories above': replace(STARTER, model=NoneAbove),
