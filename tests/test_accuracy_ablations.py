@@ -520,6 +520,36 @@ def test_what_is_not_new_comes_from_the_starter(corpus, monkeypatch, tmp_path, n
         assert torch.equal(tensor, before[key] if fresh else weights[key].to(tensor)), key
 
 
+def test_one_layer_can_learn_alone(corpus, tmp_path):
+    import which_layers
+
+    model = built(EARLY, corpus, tmp_path, **SMALLEST | dict(n_layers=4))
+    memories = [layer.mixer.memory for layer in model.encoder.layers[:2]]
+    torch.manual_seed(0)
+    given = dict(audio_signal=torch.randn(1, 80, 800), length=torch.tensor([800]))
+
+    def heard(adaptation=True):
+        model.encoder.adaptation = adaptation
+        with torch.inference_mode():
+            return model.encoder(**given)[0]
+
+    learning, frozen, learns = heard(), heard(False), {0: True, 1: True}
+    for layer, memory in enumerate(memories):
+        which_layers.switch(memory, learns, layer)
+    assert torch.equal(heard(), learning)
+    learns[1] = False
+    one = heard()
+    assert (one - learning).abs().max() > 1e-6 < (one - frozen).abs().max()
+    learns[0] = False
+    assert torch.equal(heard(), frozen)
+    for memory in memories:
+        del memory.forward
+    names = ['all', 'none', 'only 0', 'only 1', 'all but 0', 'all but 1']
+    results = which_layers.measure(model, corpus, ['utterances, clean'])
+    assert list(results) == names and all(0 < wers['utterances, clean'] for wers in results.values())
+    assert torch.equal(heard(), learning)
+
+
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
     base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
         'FastConformer local', *NEW

@@ -676,3 +676,45 @@ def test_the_letter_a_is_spelled_and_the_article_is_not(scripts):
     assert spelled('a b a') == 'ay b ay' and spelled('a') == 'ay' and spelled('at ten a m') == 'at ten ay m'
     assert spelled('gate a seven') == 'gate ay seven'
     assert spelled('please enter a new number') == 'please enter a new number'
+
+
+def test_symbols_are_learned_and_their_errors_given_by_place(scripts, monkeypatch, tmp_path):
+    pytest.importorskip('espeakng_loader')
+    import symbols
+
+    texts, output = tmp_path / 'texts.txt', tmp_path / 'symbols.json'
+    lines = (ROOT / 'data/wordnet/texts.txt').read_text().splitlines()[:80]
+    texts.write_text('\n'.join(lines) + '\n')
+    monkeypatch.setattr(symbols, 'parts', lambda texts: (texts[:60], texts[60:]))  # all of these are for training
+    tiny = '--frames 96 --steps 2 --rows 2 --test-rows 16'.split()
+    for name in ('window', 'two memories', 'window'):  # the same again replaces the first
+        given = ['symbols.py', name, '--texts', str(texts), '--output', str(output), *tiny]
+        monkeypatch.setattr(sys, 'argv', given)
+        symbols.main()
+    assert symbols.sounds(['The sun'], tmp_path / 'sun.sounds') == [['D', '@', 's', 'V', 'n']]
+    two, window = json.loads(output.read_text())
+    assert (two['contestant'], window['contestant']) == ('two memories', 'window')
+    assert set(window['errors']) == {'accents', 'plain'}
+    assert set(two['errors']) == {'accents', 'plain', 'accents, frozen', 'plain, frozen'}
+    assert two['parameters'] > window['parameters']
+    for places in (*two['errors'].values(), *window['errors'].values()):
+        assert len(places) == 3 and all(0 < wrong <= every for wrong, every in places)  # up to frame 32, 64, 96
+
+
+def test_sessions_of_symbols_keep_one_accent(scripts):
+    import symbols
+
+    said = [['p', 'I', 'n'], ['b', 'E', 'd', 'z']]
+    names = sorted(set(symbols.PAIRS.replace('|', ' ').split()))
+    some = symbols.Sessions(said, names, 400, 0, False)
+    some.noise.manual_seed(0)
+    x, meant = some.batch(3, plain=0.0)
+    assert x.shape == (3, 400, symbols.WIDTH) and meant.shape == (3, 400)
+    for row in range(3):
+        for sound in set(meant[row].tolist()) - {-1}:
+            heard = x[row, meant[row] == sound].mean(0)  # many frames: the noise is gone
+            distances = (some.vectors - heard).norm(dim=1)
+            assert distances.min() < 0.6 * distances.sort().values[1]  # one sound all session long
+    plain, meant = some.batch(1, plain=1.0)
+    spoken = meant[0] >= 0
+    assert (plain[0, spoken] - some.vectors[meant[0, spoken]]).std() == pytest.approx(symbols.NOISE, rel=0.1)
