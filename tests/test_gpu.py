@@ -31,6 +31,7 @@ def batch():
         {},
         dict(conv_kernel_size=9, macaron=True, block_norm=True, lact_retention=0.8),
         dict(lact_mode='causal', use_muon=False),
+        dict(lact_layers=[1], use_muon=False),
     ]
 )
 def pair(request):
@@ -210,6 +211,7 @@ STREAMS = [
     dict(att_context_size=[130, 12], att_context_style='chunked_limited'),
     dict(att_context_size=[20, 0], conv_kernel_size=9, conv_context_size='causal', macaron=True, block_norm=True,
          lact_retention=0.8),
+    dict(att_context_size=[20, 0], lact_layers=[1], use_muon=False),
 ]
 
 

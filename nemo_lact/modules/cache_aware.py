@@ -15,7 +15,7 @@ from nemo.collections.asr.models.configs import CacheAwareStreamingConfig
 from nemo.collections.asr.parts.mixins.streaming import StreamingEncoder
 from torch import Tensor
 
-from nemo_lact.modules.fused_step import why_not_fused_step
+from nemo_lact.modules.fused_step import laid_out, why_not_fused_step
 from nemo_lact.modules.streaming import CONTEXT, StreamingMixin, changed, rows_at
 from nemo_lact.state import LaCTState
 
@@ -138,8 +138,13 @@ class CacheAwareMixin(StreamingMixin, StreamingEncoder):
             state = changed(state, heard=state.heard + new)
         if x.size(1) == 0:
             return x.new_zeros(x.size(0), self._feat_out, 0), count, *self._packed(state, time)
-        # The caches hold a state as kernels write it only if every layer has a memory.
-        if filled is not None and self.config.memory_everywhere and why_not_fused_step(self, state) is None:
+        fused = filled is not None and why_not_fused_step(self, state) is None
+        if fused and not self.config.memory_everywhere:  # the caches do not hold a state as kernels write it
+            state = laid_out(state)
+            after = self._room(state, self.adaptation and max(filled) >= self.config.lact_chunk_size)
+            x, state = self._stream_fused(x, count, state, after, filled, None)
+            caches = self._packed(state, time)
+        elif fused:
             caches = (channel, time) if self.caches_in_place else self._next_caches(channel, time)
             x, state = self._stream_fused(x, count, state, self._unpack(*caches, state.heard), filled, None)
             caches = (*caches, state.heard)

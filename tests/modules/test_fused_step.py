@@ -109,7 +109,7 @@ def test_a_state_given_stays_as_it_was(tiny, monkeypatch, adaptation):
         assert bool(state.weights[0].any()) == adaptation and state.attention[0].any()
 
 
-@pytest.mark.parametrize('variant', ['conformer, forgets', 'gradient steps'])  # with momentum and without
+@pytest.mark.parametrize('variant', ['conformer, forgets', 'gradient steps', 'memory in one layer'])
 @torch.inference_mode()
 def test_nemo_caches_equal_stream_step(tiny, monkeypatch, variant):
     """The same numbers through NeMo's tensors, written in place or not; a zeroed slot is a fresh stream."""
@@ -134,7 +134,8 @@ def test_nemo_caches_equal_stream_step(tiny, monkeypatch, variant):
                 used = caches
                 out, count, *caches = encoder.cache_aware_stream_step(part, length, *caches, keep_all_outputs=True)
                 assert in_place or all(torch.equal(a, b) for a, b in zip(used, given))
-                assert not in_place or caches[0].data_ptr() == used[0].data_ptr()
+                if in_place and encoder.config.memory_everywhere:
+                    assert caches[0].data_ptr() == used[0].data_ptr()
                 frames.append(out)
             results.append((torch.cat(frames, dim=2), *caches))
         for a, b in zip(*results):
