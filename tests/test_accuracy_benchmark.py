@@ -1,5 +1,6 @@
 """benchmarks/accuracy at a tiny size: corpus, training in NeMo's loop, another from its model, scores, page, texts."""
 
+import difflib
 import json
 import os
 import random
@@ -718,3 +719,32 @@ def test_sessions_of_symbols_keep_one_accent(scripts):
     plain, meant = some.batch(1, plain=1.0)
     spoken = meant[0] >= 0
     assert (plain[0, spoken] - some.vectors[meant[0, spoken]]).std() == pytest.approx(symbols.NOISE, rel=0.1)
+
+
+def test_frames_of_speech_are_said_as_they_were_meant(scripts, monkeypatch, tmp_path):
+    pytest.importorskip('espeakng_loader')
+    import frames
+
+    lines = (ROOT / 'data/wordnet/texts.txt').read_text().splitlines()[:80]
+    monkeypatch.setattr(frames, 'FRAMES', 96)
+    x, plain = frames.session(3, False, 1.0, lines[:1])  # without an accent
+    y, meant = frames.session(3, False, 0.0, lines[:1])  # the same sentence of the same voice with one
+    assert x.shape == y.shape == (96, 4 * frames.MELS) and abs(x - y).max() > 1
+    assert len(plain) == len(meant) == 96
+    order = [[s for s, before in zip(some, ['', *some]) if s not in (before, '')] for some in (plain, meant)]
+    # A sound shorter than a frame may be in one of them only.
+    assert len(set(order[0])) > 8 and difflib.SequenceMatcher(None, *order).ratio() > 0.85
+    data, output = tmp_path / 'frames.pt', tmp_path / 'frames.json'
+    monkeypatch.setattr(frames, 'parts', lambda texts: (texts[:60], texts[60:]))
+    monkeypatch.setattr(frames, 'RARE', 0)
+    frames.make(data, lines, 4, 16, 1)
+    made = torch.load(data)
+    assert made['x'].shape == (28, 96, 4 * frames.MELS) and made['y'].max() == len(made['names']) - 1
+    assert (made['y'] >= 0).float().mean() > 0.7 and not set(frames.SILENCE) & set(made['names'])
+    arguments = ['--data', str(data), '--output', str(output), '--steps', '2', '--rows', '2']
+    monkeypatch.setattr(sys, 'argv', ['frames.py', 'early memories', *arguments])
+    frames.main()
+    (result,) = json.loads(output.read_text())
+    assert set(result['errors']) == {'accents', 'plain', 'accents, frozen', 'plain, frozen'}
+    places = result['errors']['accents']
+    assert len(places) == 3 and sum(every for _, every in places) == (made['y'][4:20] >= 0).sum()

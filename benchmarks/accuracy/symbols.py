@@ -131,13 +131,13 @@ class Sessions:
 
 
 class Net(nn.Module):
-    """The package's layers; [B, T, WIDTH] -> scores [B, T, sounds] after half of them and after all."""
+    """The package's layers; [B, T, channels] -> scores [B, T, sounds] after half of them and after all."""
 
-    def __init__(self, contestant: Contestant, count: int):
+    def __init__(self, contestant: Contestant, count: int, channels: int = WIDTH):
         super().__init__()
         self.config = LaCTEncoderConfig.from_kwargs(**SMALL | contestant.options)
         width, self.contestant, self.adaptation = self.config.d_model, contestant, True
-        self.enter, self.head = nn.Linear(WIDTH, width), nn.Linear(width, count)
+        self.enter, self.head = nn.Linear(channels, width), nn.Linear(width, count)
         self.layers = nn.ModuleList(LaCTLayer(self.config) for _ in range(self.config.n_layers))
         for index, layer in enumerate(self.layers):
             if index not in contestant.memories:
@@ -203,6 +203,13 @@ def train(net: Net, sessions: Sessions, steps: int, rows: int, lr: float, tell: 
         tell(step, value.item())
 
 
+def keep(path: Path, result: dict) -> None:
+    """Into a list of results, instead of one of the same contestant and seed."""
+    every = json.loads(path.read_text()) if path.exists() else []
+    every = [r for r in every if (r['contestant'], r['seed']) != (result['contestant'], result['seed'])] + [result]
+    path.write_text('[\n' + ',\n'.join(json.dumps(r) for r in every) + '\n]\n')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('contestant', choices=list(CONTESTANTS), metavar='contestant', help='; '.join(CONTESTANTS))
@@ -243,9 +250,7 @@ def main() -> None:
             result['errors'][name if learning else f'{name}, frozen'] = parts_of
             rates = ' '.join(f'{100 * wrong / max(1, every):.1f}%' for wrong, every in parts_of)
             print(f'{args.contestant}: {name}{"" if learning else ", frozen"}: {rates}', flush=True)
-    every = json.loads(args.output.read_text()) if args.output.exists() else []
-    every = [r for r in every if (r['contestant'], r['seed']) != (args.contestant, args.seed)] + [result]
-    args.output.write_text('[\n' + ',\n'.join(json.dumps(r) for r in every) + '\n]\n')
+    keep(args.output, result)
 
 
 if __name__ == '__main__':
