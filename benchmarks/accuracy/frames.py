@@ -12,9 +12,10 @@ import argparse
 import ctypes
 import random
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import symbols
 import torch
 from accents import EXCHANGES, Accented
 from corpus import HELD_OUT, RATE, TEST, TESTED, VARIETIES, parts
-from symbols import CONTESTANTS, PLAIN, SAME, Contestant, Net, errors, train
+from symbols import CONTESTANTS, PLAIN, SAME, Contestant, Net, train
 
 from nemo_lact.data import audio, espeak
 from nemo_lact.data.synthetic import VARIANTS
@@ -128,8 +129,8 @@ def make(path: Path, texts: list[str], count: int, tests: int, jobs: int) -> Non
     wanted += [(1000 + i, True, 1.0, tested) for i in range(tests // 2)]
     with ProcessPoolExecutor(jobs) as pool:
         made = list(pool.map(session, *zip(*wanted), chunksize=16))
-    names = [name for _, meant in made for name in meant]
-    kept = sorted(name for name in set(names) if name not in ('', *SILENCE) and names.count(name) > RARE)
+    frames = Counter(name for _, meant in made for name in meant)
+    kept = sorted(name for name, often in frames.items() if name not in ('', *SILENCE) and often > RARE)
     ids = {name: i for i, name in enumerate(kept)}
     y = torch.tensor([[ids.get(name, -1) for name in meant] for _, meant in made])
     x = torch.from_numpy(np.stack([x for x, _ in made]))
@@ -137,11 +138,10 @@ def make(path: Path, texts: list[str], count: int, tests: int, jobs: int) -> Non
 
 
 class Sessions:
-    """As symbols.Sessions: batches in order from a file of `make`."""
+    """As symbols.Sessions: batches in order from a file of `make`, with mean and deviation of its training."""
 
     def __init__(self, data: dict, start: int, stop: int, seed: int):
-        some = data['x'][: data['train']].float()
-        self.mean, self.deviation = some.mean((0, 1)), some.std((0, 1))
+        self.mean, self.deviation = data['mean'], data['deviation']  # [4 · MELS]
         self.x, self.y = data['x'][start:stop], data['y'][start:stop]
         self.noise, self.order, self.at = torch.Generator().manual_seed(seed), [], 0
         self.frames, self.shuffled = self.x.size(1), start == 0
@@ -180,6 +180,9 @@ def main() -> None:
         make(args.data, texts, args.sessions, args.tests, args.jobs)
         return
     data = torch.load(args.data)
+    some = data['x'][: data['train']].float()
+    data |= dict(mean=some.mean((0, 1)), deviation=some.std((0, 1)))
+    del some
     torch.manual_seed(args.seed)
     net = Net(ALL[args.command], len(data['names']), 4 * MELS)
     began = time.monotonic()
@@ -196,12 +199,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in net.parameters()), date=date.today().isoformat(), errors={},
     )  # fmt: skip
     for name, first, last in (('accents', start, accents), ('plain', accents, end)):
-        for learning in (True, False) if ALL[args.command].memories else (True,):
-            net.adaptation = learning
-            found = errors(net, Sessions(data, first, last, 5), last - first, 0.0)
-            result['errors'][name if learning else f'{name}, frozen'] = found
-            rates = ' '.join(f'{100 * wrong / max(1, every):.1f}%' for wrong, every in found)
-            print(f'{args.command}: {name}{"" if learning else ", frozen"}: {rates}', flush=True)
+        symbols.test(net, result, name, partial(Sessions, data, first, last, 5), last - first, 0.0)
     symbols.keep(args.output, result)
 
 

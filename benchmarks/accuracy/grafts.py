@@ -2,9 +2,8 @@
 
 Into the starter model, which knows English:
 
-
     python benchmarks/accuracy/grafts.py CORPUS/tokenizer     # the starter's, so that its weights can go on
-    python benchmarks/accuracy/train.py 'starter, open memories above' --init starter --corpus CORPUS --output OUT
+    python benchmarks/accuracy/train.py "starter, open memories above" --init starter --corpus CORPUS --output OUT
 
 Or, 'grown', into a model without memory after half of its own training.
 
@@ -66,17 +65,20 @@ def renew(mixer: LaCTMixer) -> None:
 class Starter(SelfConditioned, ScoredByReference):
     """The starter model; `--init` gives it its weights, but for those that are new."""
 
+    above = True
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         layers = self.encoder.layers
         before = dict(self.named_parameters())
         for index, layer in enumerate(layers):
-            self.change(index, len(layers), layer.mixer)
+            if index >= len(layers) // 2 or not self.above:
+                self.change(index, layer.mixer)
         self.new = {name for name, p in self.named_parameters() if before.get(name) is not p}
         self.new.add('encoder.condition.weight')
 
-    def change(self, index: int, count: int, mixer: LaCTMixer) -> None:
-        """Of one layer."""
+    def change(self, index: int, mixer: LaCTMixer) -> None:
+        """Of one layer, of those after half of them if `above`."""
 
     def load_state_dict(self, weights: dict, strict: bool = True, **kwargs):
         """Weights of the starter, or of a model like this.
@@ -92,45 +94,39 @@ class Starter(SelfConditioned, ScoredByReference):
 
 
 class FullAbove(Starter):
-    def change(self, index, count, mixer):
-        if index >= count // 2:
-            hear(mixer, (-1, -1))
+    def change(self, index, mixer):
+        hear(mixer, (-1, -1))
 
 
 class NoneAbove(Starter):
-    def change(self, index, count, mixer):
-        if index >= count // 2:
-            forget(mixer)
+    def change(self, index, mixer):
+        forget(mixer)
 
 
 class OpenAbove(Starter):
-    def change(self, index, count, mixer):
-        if index >= count // 2:
-            renew(mixer)
+    def change(self, index, mixer):
+        renew(mixer)
 
 
 class OpenNarrowAbove(Starter):
-    def change(self, index, count, mixer):
-        if index >= count // 2:
-            renew(mixer)
-            hear(mixer, NARROW)
+    def change(self, index, mixer):
+        renew(mixer)
+        hear(mixer, NARROW)
 
 
 class AloneAbove(Starter):
     """Above, memory and attention take turns."""
 
-    def change(self, index, count, mixer):
-        if index >= count // 2:
-            if index % 2:
-                renew(mixer)
-                leave_alone(mixer)
-            else:
-                forget(mixer)
+    def change(self, index, mixer):
+        if index % 2:
+            renew(mixer)
+            leave_alone(mixer)
+        else:
+            forget(mixer)
 
 
-class OpenEverywhere(Starter):
-    def change(self, index, count, mixer):
-        renew(mixer)
+class OpenEverywhere(OpenAbove):
+    above = False
 
 
 GROWN = 0.5  # of the planned steps are made without memory

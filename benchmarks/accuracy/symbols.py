@@ -203,10 +203,23 @@ def train(net: Net, sessions: Sessions, steps: int, rows: int, lr: float, tell: 
         tell(step, value.item())
 
 
+def test(net: Net, result: dict, name: str, sessions: Callable, rows: int, plain: float) -> None:
+    """Errors with memories learning and, if there are any, frozen, of the same new `sessions()`; into `result`."""
+    for learning in (True, False) if net.contestant.memories else (True,):
+        net.adaptation, which = learning, name if learning else f'{name}, frozen'
+        result['errors'][which] = found = errors(net, sessions(), rows, plain)
+        rates = ' '.join(f'{100 * wrong / max(1, every):.1f}%' for wrong, every in found)
+        print(f'{result["contestant"]}: {which}: {rates}', flush=True)
+
+
 def keep(path: Path, result: dict) -> None:
-    """Into a list of results, instead of one of the same contestant and seed."""
+    """Into a list of results, instead of one of the same contestant and seed (if it has one)."""
+
+    def whose(r: dict) -> tuple:
+        return r['contestant'], r.get('seed')
+
     every = json.loads(path.read_text()) if path.exists() else []
-    every = [r for r in every if (r['contestant'], r['seed']) != (result['contestant'], result['seed'])] + [result]
+    every = [r for r in every if whose(r) != whose(result)] + [result]
     path.write_text('[\n' + ',\n'.join(json.dumps(r) for r in every) + '\n]\n')
 
 
@@ -244,12 +257,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in net.parameters()), date=date.today().isoformat(), log=log, errors={},
     )  # fmt: skip
     for name, plain in (('accents', 0.0), ('plain', 1.0)):
-        for learning in (True, False) if CONTESTANTS[args.contestant].memories else (True,):
-            net.adaptation = learning
-            parts_of = errors(net, Sessions(tested, names, args.frames, 1, True), args.test_rows, plain)
-            result['errors'][name if learning else f'{name}, frozen'] = parts_of
-            rates = ' '.join(f'{100 * wrong / max(1, every):.1f}%' for wrong, every in parts_of)
-            print(f'{args.contestant}: {name}{"" if learning else ", frozen"}: {rates}', flush=True)
+        test(net, result, name, lambda: Sessions(tested, names, args.frames, 1, True), args.test_rows, plain)
     keep(args.output, result)
 
 

@@ -6,13 +6,13 @@
 """
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 
 from contestants import config
 from grafts import ALL
 from score import count, plan, test_sets, transcribe
+from symbols import keep
 
 from nemo_lact import ops
 from nemo_lact.info import config_and_weights
@@ -75,9 +75,7 @@ def main() -> None:
 
     found = dict(contestant=args.contestant, date=date.today().isoformat())
     found |= dict(wer=measure(model, args.corpus, args.sets, tell))
-    every = json.loads(args.output.read_text()) if args.output.exists() else []
-    every = [r for r in every if r['contestant'] != args.contestant] + [found]
-    args.output.write_text('[\n' + ',\n'.join(json.dumps(r) for r in every) + '\n]\n')
+    keep(args.output, found)
 
 
 if __name__ == '__main__':

@@ -53,8 +53,8 @@ class StackedLayers:
         self.steps = first.lr_proj.out_features
         self.has_momentum = first.momentum_proj is not None
         self.project, self.project_bias = self._folded([layer.norm_mixer for layer in layers], [
-            [layer.mixer.qkv, memory.lr_proj, memory.momentum_proj, memory.gate_proj]
-            for layer, memory in zip(layers, memories)
+            [mixer.qkv, memory.lr_proj, memory.momentum_proj, memory.gate_proj]
+            for mixer, memory in zip(mixers, memories)
         ])  # fmt: skip
         self.q_norm = self._stack([mixer.q_norm.weight for mixer in mixers])  # [L, width]
         self.k_norm = self._stack([mixer.k_norm.weight for mixer in mixers])
