@@ -18,7 +18,17 @@ from pathlib import Path
 
 from ablation_contestants import ScoredByReference
 from conditioned import ALL as BEFORE
-from conditioned import OPEN_ONES, AttentionOnly, FewMemories, OpenMemory, SelfConditioned, forget, separate
+from conditioned import (
+    OPEN_ONES,
+    AttentionOnly,
+    EarlyMemories,
+    FewMemories,
+    OpenMemory,
+    SelfConditioned,
+    SomeMemories,
+    forget,
+    separate,
+)
 from contestants import LACT_CONFORMER, Recipe
 from torch import nn
 
@@ -141,8 +151,8 @@ class Sleeper(LaCTMixer):
         return super().forward(*args) if self.awake else AttentionOnly.forward(self, *args)
 
 
-class GrownMemories(SelfConditioned, FewMemories):
-    """They wake up after half of the training, and change nothing before they have learned to."""
+class Grown(SelfConditioned, SomeMemories):
+    """Memories that wake up after half of the training, and change nothing before they have learned to."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -168,9 +178,20 @@ class GrownMemories(SelfConditioned, FewMemories):
             mixer.awake = awake
 
 
+class GrownMemories(Grown, FewMemories):
+    pass
+
+
+class GrownEarlyMemories(Grown, EarlyMemories):
+    pass
+
+
 STARTER = Recipe(LACT_CONFORMER | dict(segment_frames=-1, use_momentum=False, lact_retention=0.97), model=Starter)
 ALL = BEFORE | {
     'grown memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3.75), model=GrownMemories),
+    'grown early memories, self-conditioned': Recipe(
+        OPEN_ONES | dict(ff_expansion_factor=3.5), model=GrownEarlyMemories
+    ),
     'starter': STARTER,
     'starter, full attention above': replace(STARTER, model=FullAbove),
     'starter, no memories above': replace(STARTER, model=NoneAbove),
