@@ -168,7 +168,6 @@ def test_the_average_forgets_the_first_weights_of_a_short_run():
     assert 0.9 < model.encoder.weight.item() < 1 and len(model.decoder.table) == 100
 
 
-
 def test_unknown_test_sets_are_refused_before_the_training(corpus, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(monkeypatch, corpus, tmp_path, BASE, '--sets', 'utterances', 'kokoro')
@@ -391,8 +390,11 @@ def test_both_modes_switch_window_and_order(corpus, monkeypatch, tmp_path):
 
 CONDITIONED = ['FastConformer local, self-conditioned', 'no memory, self-conditioned', 'two reads, self-conditioned']
 LATE = 'late memories, self-conditioned'
-OPEN, EARLY, FEW, GROWN = (f'{kind} memories, self-conditioned' for kind in ('open', 'early', 'few', 'grown'))
-NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE, OPEN, EARLY, FEW, GROWN]
+OPEN, EARLY, FEW, GROWN, SHARED = (
+    f'{kind} memories, self-conditioned' for kind in ('open', 'early', 'few', 'grown', 'shared')
+)
+ONE = 'one memory, self-conditioned'
+NEW = [*CONDITIONED, 'no memory', 'two memories, self-conditioned', 'late memories', LATE, OPEN, EARLY, FEW, GROWN, ONE]
 
 
 @pytest.mark.parametrize('name', CONDITIONED)
@@ -468,7 +470,9 @@ def test_late_memories_come_after_the_half_and_begin_open(corpus, tmp_path):
     assert not reads(True).any()
 
 
-@pytest.mark.parametrize('name, layers', [(OPEN, range(8)), (EARLY, range(4)), (FEW, (2, 3)), (GROWN, (2, 3))])
+@pytest.mark.parametrize(
+    'name, layers', [(OPEN, range(8)), (EARLY, range(4)), (FEW, (2, 3)), (GROWN, (2, 3)), (ONE, (2,))]
+)
 def test_open_memories_are_in_the_layers_they_are_meant_for(corpus, tmp_path, name, layers):
     from conditioned import OpenMemory
 
@@ -552,7 +556,7 @@ def test_one_layer_can_learn_alone(corpus, tmp_path):
 
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
     base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
-        'FastConformer local', *NEW
+        'FastConformer local', *NEW, 'shared memories', SHARED
     ))  # fmt: skip
     assert all(abs(count / base - 1) <= 0.05 for count in others), [count / base for count in others]
 
@@ -564,6 +568,22 @@ def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
     remembers = not name.startswith(('FastConformer', 'no memory'))
     assert set(report['scores']) == {'utterances, clean'} | ({'utterances, clean, frozen'} if remembers else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['shared memories', SHARED])
+def test_shared_memories_are_the_package_s(corpus, monkeypatch, tmp_path, name):
+    from nemo_lact.modules.fast_weights import FastWeightMemory
+
+    memories = [
+        layer.mixer.memory
+        for layer in built(name, corpus, tmp_path / 'built', **SMALLEST | dict(n_layers=8)).encoder.layers
+    ]
+    assert [type(memory) for memory in memories if memory is not None] == [FastWeightMemory] * 2
+    assert memories[2] is not None and memories[3] is not None
+    report = train(monkeypatch, corpus, tmp_path, name, *SMALL, 'n_layers=8')
+    assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
+    assert set(report['scores']) == {'utterances, clean', 'utterances, clean, frozen'}
 
 
 @pytest.mark.slow

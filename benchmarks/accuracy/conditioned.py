@@ -2,7 +2,8 @@
 
 'self-conditioned' contestants hear, after half of their layers, what InterCTC would say there (arXiv 2104.02724). 'no
 memory' is LaCT's block without one; 'two memories' and 'late memories' have them in two of the eight layers, as
-'few memories' do, 'early memories' in four and 'open memories' in all, with projections of their own.
+'few memories' do, 'early memories' in four, 'one memory' in one and 'open memories' in all, with projections of their
+own. 'shared memories' are in the layers of 'few memories' and share the attention's.
 """
 
 from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
@@ -165,6 +166,17 @@ class FewMemoriesConditioned(SelfConditioned, FewMemories):
     pass
 
 
+class OneMemoryConditioned(SelfConditioned, LateMemories):
+    """In the third layer of eight alone."""
+
+    def kept(self, count: int) -> set[int]:
+        return {count // 4}
+
+
+class SharedConditioned(SelfConditioned, ScoredByReference):
+    """The package's layers as they are; the kernels of whole layers know nothing of what the upper half is told."""
+
+
 class OpenMemoriesConditioned(SelfConditioned, OpenMemories):
     pass
 
@@ -186,6 +198,7 @@ WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for 
 LASTING = TWO_READS | dict(lact_retention=0.95)  # what is learned lasts minutes, not half of one
 LATE = TWO_READS | dict(lact_retention=0.97)
 OPEN_ONES = TWO_READS | dict(lact_retention=0.9)  # as long as the rows of training are
+SHARED = OPEN_ONES | dict(lact_layers=[2, 3], ff_expansion_factor=4.125)  # memories on attention's projections
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
     'no memory': Recipe(WITHOUT, model=NoMemory),
@@ -196,7 +209,11 @@ ALL = BEFORE | {
     'late memories': Recipe(LATE, model=LateMemories),
     'late memories, self-conditioned': Recipe(LATE, model=LateMemoriesConditioned),
     'open memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3), model=OpenMemoriesConditioned),
-    'few memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=3.75), model=FewMemoriesConditioned),
+    'few memories': Recipe(OPEN_ONES | dict(ff_expansion_factor=4), model=FewMemories),
+    'one memory, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=4.125), model=OneMemoryConditioned),
+    'shared memories': Recipe(SHARED),
+    'shared memories, self-conditioned': Recipe(SHARED, model=SharedConditioned),
+    'few memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=4), model=FewMemoriesConditioned),
     'early memories, self-conditioned': Recipe(
         OPEN_ONES | dict(ff_expansion_factor=3.5), model=EarlyMemoriesConditioned
     ),

@@ -90,7 +90,10 @@ def main() -> None:
             rows, length = SHAPES[shape]
             found = measure(model, args.rows or rows, length, args.times)
             report['costs'][name][shape] = found
-            print(f'{name:44s} {shape:12s} {found["ratio"]:.3f} ({found["lowest"]:.3f} to {found["highest"]:.3f})', flush=True)
+            print(
+                f'{name:44s} {shape:12s} {found["ratio"]:.3f} ({found["lowest"]:.3f} to {found["highest"]:.3f})',
+                flush=True,
+            )
     args.output.write_text(json.dumps(report, indent=1) + '\n')
 
 

@@ -35,7 +35,15 @@ TEXTS = 20000  # of training
 SILENCE = ('_:', '_', '_!', ';')
 RARE = 50  # frames of a sound that is not counted
 PHONEME, PHONEME_EVENTS = 7, 1  # espeak_EVENT_TYPE, option of espeak_Initialize
-ALL = CONTESTANTS | {'early memories': Contestant(memories=(1, 2)), 'late memories': Contestant(memories=(3, 4))}
+LONG, LONGEST = (dict(lact_chunk_size=size, lact_retention=0.97 ** (size / 96)) for size in (256, FRAMES))
+ALL = CONTESTANTS | {
+    'early memories': Contestant(memories=(1, 2)),
+    'early memories, own projections': Contestant(memories=(1, 2), own=True),
+    'early memories, chunks of 10 s': Contestant(LONG, (1, 2)),
+    'early memories, chunks of 31 s': Contestant(LONGEST, (1, 2)),
+    'one memory, chunks of 10 s': Contestant(LONG, (1,)),
+    'late memories': Contestant(memories=(3, 4)),
+}
 
 
 class _Event(ctypes.Structure):

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accents import EXCHANGES, PAIR_SHARE, PAIRS, exchanged
+from conditioned import OpenMemory, separate
 from corpus import TESTED, parts
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ class Contestant:
     memories: tuple[int, ...] = ()  # layers that have one
     full: tuple[int, ...] = ()  # layers whose attention hears all of the session
     turned: float = 1.0  # share of attention's channels that have positions, those that turn fastest
+    own: bool = False  # memories with projections of their own, and gates that begin open
 
 
 CONTESTANTS = {
@@ -142,6 +144,8 @@ class Net(nn.Module):
         for index, layer in enumerate(self.layers):
             if index not in contestant.memories:
                 layer.mixer.memory = Silent()
+            elif contestant.own:
+                separate(layer.mixer.memory, OpenMemory)
         self.told = nn.Linear(count, width, bias=False)
         nn.init.zeros_(self.told.weight)
 

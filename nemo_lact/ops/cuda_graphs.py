@@ -1,7 +1,8 @@
 """A function of tensors recorded as a CUDA graph at its second call with the same shapes, and replayed from then on.
 
 Hundreds of launches from Python become one. Recording costs two runs, so shapes that come once are not recorded, and
-only the last few recordings are kept. They work in the same memory, that of the largest: results are copied out.
+only the last recordings are kept. They work in the same memory, that of the largest: what they read is copied in, and
+results are copied out.
 """
 
 import gc
@@ -11,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST = 16  # recordings kept: one for each stream and shape in use
+# Recordings kept, one for each stream and shape in use: batches of equal size with rows of up to two minutes have some
+# 30 shapes, forward and backward.
+MOST = 64
+ALIGNED = 256  # bytes between what is read
 _seen: OrderedDict[tuple, int] = OrderedDict()
 _graphs: OrderedDict[tuple, tuple] = OrderedDict()
 _streams: dict[tuple, 'torch.cuda.Stream'] = {}  # of a caller's: to record on, one each, as products keep memory for it
+_rooms: dict[tuple, Tensor] = {}  # of a caller's: bytes that its recordings read from; old ones may have a smaller one
 
 
 def replay(function, tensors: tuple[Tensor, ...], options: tuple) -> tuple[Tensor, ...]:
@@ -46,18 +51,30 @@ def forget() -> None:
     """Give back the memory of all recordings."""
     _graphs.clear()
     _seen.clear()
+    _rooms.clear()
 
 
 def _record(function, tensors, options, where: tuple):
     if where not in _streams:
         _streams[where] = torch.cuda.Stream()
     pool = next((kept[0].pool() for key, kept in _graphs.items() if key[-2:] == where), None)
-    places = tuple(torch.empty_like(_once(t)) for t in tensors)
+    places = _places([_once(t) for t in tensors], where)
     for place, tensor in zip(places, tensors):
         place.copy_(_once(tensor))
     given = tuple(place.expand(tensor.shape) for place, tensor in zip(places, tensors))
     graph, results = record(lambda: function(*given, *options), _streams[where], pool)
     return graph, places, results
+
+
+def _places(tensors: list[Tensor], where: tuple) -> tuple[Tensor, ...]:
+    """Tensors like these side by side in the room of the caller's stream, where replays follow each other."""
+    sizes = [-(-t.numel() * t.element_size() // ALIGNED) * ALIGNED for t in tensors]
+    with torch.inference_mode(False):  # training may write there after evaluation
+        if where not in _rooms or _rooms[where].numel() < sum(sizes):
+            _rooms[where] = torch.empty(sum(sizes) * 5 // 4, dtype=torch.uint8, device=where[0])
+        parts = _rooms[where][: sum(sizes)].split(sizes)
+        shapes = [torch.empty_like(t, device='meta') for t in tensors]
+        return tuple(part.view(t.dtype).as_strided(t.shape, t.stride()) for part, t in zip(parts, shapes))
 
 
 def record(function, stream=None, pool=None) -> tuple['torch.cuda.CUDAGraph', Any]:
