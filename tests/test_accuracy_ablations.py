@@ -556,7 +556,7 @@ def test_one_layer_can_learn_alone(corpus, tmp_path):
 
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
     base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
-        'FastConformer local', *NEW, 'shared memories', SHARED
+        'FastConformer local', *NEW, 'shared memories', SHARED, 'shared memories in all layers, long chunks'
     ))  # fmt: skip
     assert all(abs(count / base - 1) <= 0.05 for count in others), [count / base for count in others]
 
@@ -571,16 +571,17 @@ def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['shared memories', SHARED])
-def test_shared_memories_are_the_package_s(corpus, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize(
+    'name, layers',
+    [('shared memories', [2, 3]), (SHARED, [2, 3]), ('shared memories in all layers, long chunks', range(8))],
+)
+def test_shared_memories_are_the_package_s(corpus, monkeypatch, tmp_path, name, layers):
     from nemo_lact.modules.fast_weights import FastWeightMemory
 
-    memories = [
-        layer.mixer.memory
-        for layer in built(name, corpus, tmp_path / 'built', **SMALLEST | dict(n_layers=8)).encoder.layers
-    ]
-    assert [type(memory) for memory in memories if memory is not None] == [FastWeightMemory] * 2
-    assert memories[2] is not None and memories[3] is not None
+    encoder = built(name, corpus, tmp_path / 'built', **SMALLEST | dict(n_layers=8)).encoder
+    kinds = {index: type(layer.mixer.memory) for index, layer in enumerate(encoder.layers) if layer.mixer.memory}
+    assert kinds == dict.fromkeys(layers, FastWeightMemory)
+    assert encoder.config.lact_chunk_size == (512 if 'long' in name else 128)
     report = train(monkeypatch, corpus, tmp_path, name, *SMALL, 'n_layers=8')
     assert report['steps'] == 2 and all(math.isfinite(row['loss']) for row in report['log'])
     assert set(report['scores']) == {'utterances, clean', 'utterances, clean, frozen'}

@@ -8,7 +8,7 @@ own. 'shared memories' are in the layers of 'few memories' and share the attenti
 
 from ablation_contestants import RECIPES, ScoredByReference, TwoReads, TwoReadsMemory, read_twice
 from conformer_memory import ALL as BEFORE
-from contestants import Contestant, Recipe
+from contestants import LACT_CONFORMER, Contestant, Recipe
 from torch import Tensor, nn
 
 from nemo_lact.modules.fast_weights import FastWeightMemory
@@ -174,7 +174,7 @@ class OneMemoryConditioned(SelfConditioned, LateMemories):
 
 
 class SharedConditioned(SelfConditioned, ScoredByReference):
-    """The package's layers as they are; the kernels of whole layers know nothing of what the upper half is told."""
+    """The package's layers as they are."""
 
 
 class OpenMemoriesConditioned(SelfConditioned, OpenMemories):
@@ -198,7 +198,11 @@ WITHOUT = TWO_READS | dict(ff_expansion_factor=4.25)  # as wide as makes up for 
 LASTING = TWO_READS | dict(lact_retention=0.95)  # what is learned lasts minutes, not half of one
 LATE = TWO_READS | dict(lact_retention=0.97)
 OPEN_ONES = TWO_READS | dict(lact_retention=0.9)  # as long as the rows of training are
-SHARED = OPEN_ONES | dict(lact_layers=[2, 3], ff_expansion_factor=4.125)  # memories on attention's projections
+SHARED = LACT_CONFORMER | dict(  # memories on attention's projections
+    lact_layers=[2, 3], ff_expansion_factor=4.125, use_momentum=False, lact_retention=0.9
+)
+WHOLE = dict(segment_frames=-1)  # where kernels and segments know nothing of what the upper half is told
+LONG_CHUNKS = SHARED | dict(lact_chunk_size=512, lact_retention=0.66)  # 41 s instead of 10, and it lasts as long
 ALL = BEFORE | {
     'FastConformer local, self-conditioned': Recipe(LOCAL, model=SelfConditioned),
     'no memory': Recipe(WITHOUT, model=NoMemory),
@@ -212,7 +216,12 @@ ALL = BEFORE | {
     'few memories': Recipe(OPEN_ONES | dict(ff_expansion_factor=4), model=FewMemories),
     'one memory, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=4.125), model=OneMemoryConditioned),
     'shared memories': Recipe(SHARED),
-    'shared memories, self-conditioned': Recipe(SHARED, model=SharedConditioned),
+    'shared memories, self-conditioned': Recipe(SHARED | WHOLE, model=SharedConditioned),
+    'shared memories, long chunks': Recipe(LONG_CHUNKS),
+    'shared memories in all layers, long chunks': Recipe(
+        LONG_CHUNKS | dict(lact_layers=None, ff_expansion_factor=4)
+    ),
+    'shared memories, long chunks, self-conditioned': Recipe(LONG_CHUNKS | WHOLE, model=SharedConditioned),
     'few memories, self-conditioned': Recipe(OPEN_ONES | dict(ff_expansion_factor=4), model=FewMemoriesConditioned),
     'early memories, self-conditioned': Recipe(
         OPEN_ONES | dict(ff_expansion_factor=3.5), model=EarlyMemoriesConditioned

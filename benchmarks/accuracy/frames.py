@@ -42,6 +42,8 @@ ALL = CONTESTANTS | {
     'early memories, chunks of 10 s': Contestant(LONG, (1, 2)),
     'early memories, chunks of 31 s': Contestant(LONGEST, (1, 2)),
     'one memory, chunks of 10 s': Contestant(LONG, (1,)),
+    'one memory, chunks of 31 s': Contestant(LONGEST, (1,)),
+    'memories, chunks of 31 s': Contestant(LONGEST, tuple(range(6))),
     'late memories': Contestant(memories=(3, 4)),
 }
 
