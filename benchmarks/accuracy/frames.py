@@ -36,7 +36,10 @@ SILENCE = ('_:', '_', '_!', ';')
 RARE = 50  # frames of a sound that is not counted
 PHONEME, PHONEME_EVENTS = 7, 1  # espeak_EVENT_TYPE, option of espeak_Initialize
 LONG, LONGEST = (dict(lact_chunk_size=size, lact_retention=0.97 ** (size / 96)) for size in (256, FRAMES))
+WIDE = dict(att_context_size=[128, 128])
 ALL = CONTESTANTS | {
+    'wide window': Contestant(WIDE),
+    'wide window, early memories, chunks of 31 s': Contestant(WIDE | LONGEST, (1, 2)),
     'early memories': Contestant(memories=(1, 2)),
     'early memories, own projections': Contestant(memories=(1, 2), own=True),
     'early memories, chunks of 10 s': Contestant(LONG, (1, 2)),
