@@ -588,6 +588,28 @@ def test_shared_memories_are_the_package_s(corpus, monkeypatch, tmp_path, name, 
 
 
 @pytest.mark.slow
+def test_what_learning_costs_is_measured_with_each_contestant_s_own_memory(monkeypatch, tmp_path, capsys):
+    import cost
+
+    output, few, shared = tmp_path / 'cost.json', 'few memories', 'shared memories'
+
+    def measured(*names):
+        tiny = ['--shapes', 'utterances', '--rows', '1', '--times', '3', *SMALL, 'n_layers=8']
+        monkeypatch.setattr(sys, 'argv', ['cost.py', *names, '--output', str(output), *tiny])
+        cost.main()
+
+    measured(few, shared)
+    report = json.loads(output.read_text())
+    assert report['ran'] == {few: 'reference', shared: 'auto'}  # few's own memories know no kernels
+    for name in (few, shared):
+        found = report['costs'][name]['utterances']
+        assert 0 < found['lowest'] <= found['highest'] and found['rows'] == 1 and found['ratio'] > 0
+    with pytest.raises(SystemExit):
+        measured('no memory')
+    assert "'no memory' has no memory that learns" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_contestant_is_scored_again_from_its_file(corpus, monkeypatch, tmp_path):
     name, (first, again) = 'two memories, self-conditioned', (tmp_path / 'first', tmp_path / 'again')
     report = train(monkeypatch, corpus, first, name, '--save')

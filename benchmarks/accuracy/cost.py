@@ -25,6 +25,8 @@ from nemo_lact import ops
 
 SHAPES = {'utterances': (64, 8), '2 min': (16, 120), '10 min': (8, 600), '1 h': (1, 3600)}  # name -> rows, seconds
 
+WARM_UP = 2
+
 
 def built(name: str, overrides: list[str]):
     recipe = ALL[name]
@@ -54,14 +56,9 @@ def seconds(model, sound: torch.Tensor, learning: bool) -> float:
 
 def measure(model, rows: int, length: float, times: int) -> dict:
     sound = 0.1 * torch.randn(rows, int(length * RATE), device=model.device)
-    taken = {True: [], False: []}
-    for turn in range(times + 2):
-        for learning, found in taken.items():
-            found.append(seconds(model, sound, learning))
-            if turn < 2:  # warm-up
-                found.pop()
-    learning, frozen = (statistics.median(found) for found in taken.values())
-    pairs = [one / other for one, other in zip(*taken.values())]
+    taken = [(seconds(model, sound, True), seconds(model, sound, False)) for _ in range(WARM_UP + times)][WARM_UP:]
+    learning, frozen = (statistics.median(found) for found in zip(*taken))
+    pairs = [one / other for one, other in taken]
     shown = dict(learning=learning, frozen=frozen) if sound.is_cuda else {}  # a CPU's say little elsewhere
     return dict(rows=rows, seconds=length, ratio=learning / frozen, lowest=min(pairs), highest=max(pairs), **shown)
 
@@ -77,13 +74,16 @@ def main() -> None:
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     report = dict(date=date.today().isoformat(), device=torch.cuda.get_device_name() if gpu else 'cpu', costs={})
-    report |= dict(precision='bfloat16 autocast' if gpu else 'float32', asked=ops.implementation())
+    asked = ops.implementation()
+    report |= dict(precision='bfloat16 autocast' if gpu else 'float32', asked=asked, ran={})
     for name in args.contestants:
         model = built(name, args.encoder)
         if getattr(model.encoder, 'adaptation', None) is not True:
             parser.error(f"'{name}' has no memory that learns")
+        ops.use_implementation(asked)  # the contestant before may have needed another
         memory_that_can_run(model.encoder, 'cuda' if gpu else 'cpu')
         model.ways()['']()
+        report['ran'][name] = ops.implementation()
         model.to('cuda' if gpu else 'cpu')
         report['costs'][name] = {}
         for shape in args.shapes:
