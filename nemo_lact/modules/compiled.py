@@ -10,9 +10,10 @@ BACKEND = 'inductor'
 def compiled(method):
     """Decorator: the method runs through torch.compile where `self.config.compile` is true.
 
-    One compiled function serves all layers and models of the process, so twelve layers compile once. Sizes that
-    change become symbols of the graph at their first change (torch's default): a new batch size or length compiles a
-    second time, and then never again.
+    One compiled function serves all layers and models of the process, so twelve layers compile once. In training,
+    where every batch has another size, rows and frames are symbols of the graph from the start. Elsewhere they become
+    symbols at their first change (torch's default): a new batch size or length compiles a second time, and then never
+    again. One row is a graph of its own.
     """
     functions = []
 
@@ -23,9 +24,20 @@ def compiled(method):
         if not functions:
             _allow_variants(32)
             functions.append(torch.compile(method, backend=BACKEND))
+        if self.training and torch.is_grad_enabled():
+            for x in args:
+                if isinstance(x, torch.Tensor):
+                    torch._dynamo.maybe_mark_dynamic(x, _changing(x))
         return functions[0](self, *args, **kwargs)
 
     return call
+
+
+def _changing(x: torch.Tensor) -> list[int]:
+    """Dimensions of rows and frames: x is a mask [B, T], a table [T, d], [B, T, D] or [B, H, T, d]."""
+    if x.dim() == 2:
+        return [0, 1] if x.dtype == torch.bool else [0]
+    return [0, x.dim() - 2]
 
 
 def _allow_variants(count: int) -> None:
