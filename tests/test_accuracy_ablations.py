@@ -555,9 +555,11 @@ def test_one_layer_can_learn_alone(corpus, tmp_path):
 
 
 def test_they_have_as_many_parameters_as_fastconformer_local(corpus, tmp_path):
-    base, *others = (sum(p.numel() for p in built(name, corpus, tmp_path).parameters()) for name in (
-        'FastConformer local', *NEW, 'shared memories', SHARED, 'shared memories in all layers, long chunks'
-    ))  # fmt: skip
+    more = [f'shared memories in {some} layers, long chunks' for some in ('four', 'all')]
+    base, *others = (
+        sum(p.numel() for p in built(name, corpus, tmp_path).parameters())
+        for name in ('FastConformer local', *NEW, 'shared memories', SHARED, *more)
+    )
     assert all(abs(count / base - 1) <= 0.05 for count in others), [count / base for count in others]
 
 
@@ -573,7 +575,10 @@ def test_they_train_and_are_scored(corpus, monkeypatch, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name, layers',
-    [('shared memories', [2, 3]), (SHARED, [2, 3]), ('shared memories in all layers, long chunks', range(8))],
+    [
+        ('shared memories', [2, 3]), (SHARED, [2, 3]), ('shared memories in four layers, long chunks', [1, 2, 3, 4]),
+        ('shared memories in all layers, long chunks', range(8)),
+    ],
 )
 def test_shared_memories_are_the_package_s(corpus, monkeypatch, tmp_path, name, layers):
     from nemo_lact.modules.fast_weights import FastWeightMemory

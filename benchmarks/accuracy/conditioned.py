@@ -218,6 +218,7 @@ ALL = BEFORE | {
     'shared memories': Recipe(SHARED),
     'shared memories, self-conditioned': Recipe(SHARED | WHOLE, model=SharedConditioned),
     'shared memories, long chunks': Recipe(LONG_CHUNKS),
+    'shared memories in four layers, long chunks': Recipe(LONG_CHUNKS | dict(lact_layers=[1, 2, 3, 4])),
     'shared memories in all layers, long chunks': Recipe(
         LONG_CHUNKS | dict(lact_layers=None, ff_expansion_factor=4)
     ),
