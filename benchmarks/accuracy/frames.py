@@ -40,6 +40,17 @@ WIDE = dict(att_context_size=[128, 128])
 ALL = CONTESTANTS | {
     'wide window': Contestant(WIDE),
     'wide window, early memories, chunks of 31 s': Contestant(WIDE | LONGEST, (1, 2)),
+    'wide window, first memories, chunks of 31 s': Contestant(WIDE | LONGEST, (0, 1)),
+    'wide window, late memories, chunks of 31 s': Contestant(WIDE | LONGEST, (3, 4)),
+    'wide window, three memories, chunks of 31 s': Contestant(WIDE | LONGEST, (1, 2, 3)),
+    'wide window, memories, chunks of 31 s': Contestant(WIDE | LONGEST, tuple(range(6))),
+    'wide window, early memories, chunks of 31 s, Muon': Contestant(
+        WIDE | LONGEST | dict(use_muon=True, base_lr=0.001), (1, 2)
+    ),
+    'wide window, early memories, chunks of 31 s, rotary': Contestant(WIDE | LONGEST | dict(ttt_nope=False), (1, 2)),
+    'wide window, early memories, chunks of 31 s, steps of 0.2': Contestant(
+        WIDE | LONGEST | dict(base_lr=0.2), (1, 2)
+    ),
     'early memories': Contestant(memories=(1, 2)),
     'early memories, own projections': Contestant(memories=(1, 2), own=True),
     'early memories, chunks of 10 s': Contestant(LONG, (1, 2)),
