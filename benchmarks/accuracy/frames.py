@@ -23,7 +23,7 @@ import symbols
 import torch
 from accents import EXCHANGES, Accented
 from corpus import HELD_OUT, RATE, TEST, TESTED, VARIETIES, parts
-from symbols import CONTESTANTS, PLAIN, SAME, Contestant, Net, train
+from symbols import CONTESTANTS, MUON, PLAIN, SAME, Contestant, Net, train
 
 from nemo_lact.data import audio, espeak
 from nemo_lact.data.synthetic import VARIANTS
@@ -37,20 +37,16 @@ RARE = 50  # frames of a sound that is not counted
 PHONEME, PHONEME_EVENTS = 7, 1  # espeak_EVENT_TYPE, option of espeak_Initialize
 LONG, LONGEST = (dict(lact_chunk_size=size, lact_retention=0.97 ** (size / 96)) for size in (256, FRAMES))
 WIDE = dict(att_context_size=[128, 128])
+FIGHT = WIDE | LONGEST  # as in the fights: windows of 5 s beside long chunks
 ALL = CONTESTANTS | {
     'wide window': Contestant(WIDE),
-    'wide window, early memories, chunks of 31 s': Contestant(WIDE | LONGEST, (1, 2)),
-    'wide window, first memories, chunks of 31 s': Contestant(WIDE | LONGEST, (0, 1)),
-    'wide window, late memories, chunks of 31 s': Contestant(WIDE | LONGEST, (3, 4)),
-    'wide window, three memories, chunks of 31 s': Contestant(WIDE | LONGEST, (1, 2, 3)),
-    'wide window, memories, chunks of 31 s': Contestant(WIDE | LONGEST, tuple(range(6))),
-    'wide window, early memories, chunks of 31 s, Muon': Contestant(
-        WIDE | LONGEST | dict(use_muon=True, base_lr=0.001), (1, 2)
-    ),
-    'wide window, early memories, chunks of 31 s, rotary': Contestant(WIDE | LONGEST | dict(ttt_nope=False), (1, 2)),
-    'wide window, early memories, chunks of 31 s, steps of 0.2': Contestant(
-        WIDE | LONGEST | dict(base_lr=0.2), (1, 2)
-    ),
+    'wide window, early memories, chunks of 31 s': Contestant(FIGHT, (1, 2)),
+    'wide window, late memories, chunks of 31 s': Contestant(FIGHT, (3, 4)),
+    'wide window, three memories, chunks of 31 s': Contestant(FIGHT, (1, 2, 3)),
+    'wide window, memories, chunks of 31 s': Contestant(FIGHT, tuple(range(6))),
+    'wide window, early memories, chunks of 31 s, Muon': Contestant(FIGHT | MUON, (1, 2)),
+    'wide window, early memories, chunks of 31 s, rotary': Contestant(FIGHT | dict(ttt_nope=False), (1, 2)),
+    'wide window, early memories, chunks of 31 s, steps of 0.2': Contestant(FIGHT | dict(base_lr=0.2), (1, 2)),
     'early memories': Contestant(memories=(1, 2)),
     'early memories, own projections': Contestant(memories=(1, 2), own=True),
     'early memories, chunks of 10 s': Contestant(LONG, (1, 2)),

@@ -47,6 +47,7 @@ SMALL = dict(
     lact_chunk_size=96, use_muon=False, use_momentum=False, base_lr=0.05, lact_retention=0.97, dropout=0.0,
     dropout_pre_encoder=0.0, max_chunk_seconds=1000.0,
 )  # fmt: skip
+MUON = dict(use_muon=True, base_lr=0.001)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ CONTESTANTS = {
     'memories': Contestant(memories=tuple(range(6))),
     'four memories': Contestant(memories=(2, 3, 4, 5)),
     'two memories': Contestant(memories=(3, 4)),
-    'four memories, Muon': Contestant(dict(use_muon=True, base_lr=0.001), (2, 3, 4, 5)),
+    'four memories, Muon': Contestant(MUON, (2, 3, 4, 5)),
     'four memories, momentum': Contestant(dict(use_momentum=True), (2, 3, 4, 5)),
     'four memories, retention 1': Contestant(dict(lact_retention=1.0), (2, 3, 4, 5)),
     'four memories, causal': Contestant(dict(lact_mode='causal'), (2, 3, 4, 5)),
