@@ -102,10 +102,11 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
 
     table = tmp_path / 'retention.json'
     options = ['retention.py', str(released), '--corpus', str(corpus), '--seconds', '3', '--output', str(table)]
-    monkeypatch.setattr(sys, 'argv', options)
+    monkeypatch.setattr(sys, 'argv', [*options, '--shards', 'test-voice', 'test-real'])
     retention.main()
     rows = json.loads(table.read_text())['rows']
-    assert [row['retention'] for row in rows] == [None, 1.0, 0.9, 0.8, 0.5]
+    expected = product(('test-voice0', 'test-real'), (None, 1.0, 0.9, 0.8, 0.5))
+    assert [(row['voice'], row['retention']) for row in rows] == list(expected)
     assert all(row['seconds'] > 3 and row['words'][0][1] > 0 for row in rows)
 
     monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
@@ -486,7 +487,7 @@ def test_sounds_that_change_places_are_in_one_pair_each(scripts):
 
 
 def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
-    from corpus import TESTED, load
+    from corpus import TESTED, load, parts
     from score import plan
 
     pytest.importorskip('espeakng_loader')
@@ -495,6 +496,7 @@ def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
     (tmp_path / 'texts.txt').write_text('\n'.join(lines))
     script = [sys.executable, str(ROOT / 'benchmarks/accuracy/corpus.py'), str(tmp_path / 'out'), '--jobs', '1']
     options = ['--texts', str(tmp_path / 'texts.txt'), '--hours', '0.005', '--test-hours', '0.001', '--accents', '1']
+    options += ['--drawn', '2']
     places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
     # In a process of its own: the library reads one folder of data.
     subprocess.run([*script, *options], check=True, env=os.environ | dict(PYTHONPATH=places))
@@ -502,7 +504,12 @@ def test_a_corpus_with_accents_and_its_tests(scripts, tmp_path):
     numbers = {shard: [int(name.rsplit('-', 1)[1]) for name in names] for shard, names in told.items()}
     assert numbers['train'] and max(numbers['train']) < TESTED <= min(numbers['test-accents'])
     assert len(told['test-accents']) == 6 and len({row['speaker'] for row in load(tmp_path / 'out', 'test-voice')}) == 3
+    drawn = [load(tmp_path / 'out', f'drawn-{kind}') for kind in ('voice', 'accents')]
+    assert [len({row['speaker'] for row in rows}) for rows in drawn] == [2, 2]
+    assert {row['text'] for rows in drawn for row in rows} <= set(parts(lines)[1])  # texts of the tests
+    assert not {row['speaker'] for rows in drawn for row in rows} & told['train']
     assert plan(tmp_path / 'out')['accents, 2 min, noisy'] == ('test-accents', 120, True)
+    assert not any('drawn' in name for name in plan(tmp_path / 'out'))
     wanted = ['accents, 2 min, noisy', 'utterances, clean', 'accents, 2 min']  # scored in this order, each once
     assert list(plan(tmp_path / 'out', wanted)) == [*wanted[:2], 'accents, 2 min, clean']
 

@@ -8,7 +8,8 @@ speaker, source. Training shards speak the texts that texts.py gives to training
 test shards hold an hour of each of three held-out voices, all with the same words in another order. With --fields there
 are shards whose speakers say definitions of one field, one after another, so that words come again within a session;
 with --accents that share of espeak-ng's speakers has an accent (accents.py; with --exchange those in which sounds
-change places), and there are held-out voices with two each. `load` reads a folder.
+change places), and there are held-out voices with two each. --drawn makes shards to choose settings by: speakers drawn
+as those of training, who say the texts of the tests. `load` reads a folder.
 """
 
 import argparse
@@ -32,6 +33,7 @@ RATE = 16000
 VARIETIES = ['en-us'] * 5 + ['en-gb-x-rp', 'en-gb-scotland', 'en-029']
 HELD_OUT = ('f3', 'm5', 'Annie', 'Mike', 'linda', 'Diogo')  # variants that speak in tests only
 TEST = [('en-us+f3', 55, 165), ('en-gb-x-rp+Annie', 50, 155), ('en-us+Mike', 40, 190)]
+DRAWN = 7000  # the first seed of `drawn`; shards of training have those below and from 10**6
 TESTED = 10**6  # the first accent of the tests; training has those below. Those that exchange begin at EXCHANGES
 FLITE = {'slt': (150, 190), 'rms': (85, 115), 'awb': (95, 130)}  # Hz, mean pitch
 
@@ -50,6 +52,16 @@ class Job:
     accents: float = 0.0  # share of the speakers drawn that have one
     first_accent: int = 0
     in_order: bool = False  # each speaker says neighbours among the texts, from a place drawn for them
+
+
+def drawn(count: int, hours: float, texts: tuple[str, ...], first_accent: int, accents: bool) -> list[Job]:
+    """A shard of each of `count` speakers drawn as those of training, and of as many with an accent."""
+    kinds = {'voice': (DRAWN, 0.0)} | ({'accents': (DRAWN + 100, 1.0)} if accents else {})
+    return [
+        Job(f'drawn-{kind}{i}', hours, texts, seed + i, utterances=10**9, accents=share, first_accent=first_accent)
+        for kind, (seed, share) in kinds.items()
+        for i in range(count)
+    ]
 
 
 def tests(name: str, hours: float, texts: tuple[str, ...], voices: list[tuple] = TEST, **options) -> list[Job]:
@@ -151,6 +163,7 @@ def main() -> None:
     parser.add_argument('--field-hours', type=float, default=30.0, help='of them for training')
     parser.add_argument('--accents', type=float, default=0.0, help="share of espeak-ng's speakers that have one")
     parser.add_argument('--exchange', action='store_true', help='accents in which pairs of sounds change places')
+    parser.add_argument('--drawn', type=int, default=0, help='voices to choose settings by; as many with accents')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -162,6 +175,7 @@ def main() -> None:
         tested = accents['first_accent'] + TESTED
         voices = [(*voice, tested + 2 * i + j) for i, voice in enumerate(TEST) for j in range(2)]
         jobs += tests('accents', args.test_hours, test, voices)
+    jobs += drawn(args.drawn, args.test_hours, test, accents['first_accent'], bool(args.accents))
     jobs += [
         Job(f'train-flite{i}', args.flite_hours / 8, train, i, 'flite') for i in range(8 if args.flite_hours else 0)
     ]

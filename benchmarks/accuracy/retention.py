@@ -3,6 +3,7 @@
     python benchmarks/accuracy/corpus.py CORPUS --texts texts.txt --hours 0.1 --test-hours 3
     python benchmarks/accuracy/retention.py MODEL.nemo --corpus CORPUS --output retention.json
 
+Values to train or release with are chosen on other voices: corpus.py's `--drawn`, here --shards drawn-voice drawn-accents.
 Retention has no weights of its own, so a model trained with one value can be run with another. An utterance shorter
 than a chunk of the memory has the same text with any.
 """
@@ -15,11 +16,14 @@ from voices import Report, options, restored, voices
 
 def main() -> None:
     parser = options(__doc__, seconds=3600)
+    parser.add_argument(
+        '--shards', nargs='*', default=['test-voice'], help='of the corpus, how their names begin, e.g. drawn-voice'
+    )
     parser.add_argument('--retention', type=float, nargs='*', default=[1.0, 0.9, 0.8, 0.5])
     args = parser.parse_args()
     model = restored(args.model)
     report = Report(args, model)
-    for voice, seconds, session in voices(args.corpus, args.seconds):
+    for voice, seconds, session in (v for shards in args.shards for v in voices(args.corpus, args.seconds, shards)):
         for retention in (None, *args.retention):
             model.encoder.adaptation = retention is not None
             model.encoder.config.lact_retention = retention or 1.0

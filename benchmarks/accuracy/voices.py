@@ -39,23 +39,26 @@ def restored(path: Path) -> ASRModel:
     return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def held_out(corpus: Path) -> Iterator[tuple[str, list[dict]]]:
-    """Name of each held-out voice, and its rows.
+def held_out(corpus: Path, shards: str = 'test-voice') -> Iterator[tuple[str, list[dict]]]:
+    """Name of each held-out voice, and its rows; `shards`: how the names begin.
 
     Raises:
         FileNotFoundError: the corpus has none.
     """
-    for name in sorted(path.stem for path in corpus.glob('test-voice*.jsonl')) or ['test-voice']:
+    for name in sorted(path.stem for path in corpus.glob(f'{shards}*.jsonl')) or [shards]:
         yield name, load(corpus, name)
 
 
-def voices(corpus: Path, most: float) -> Iterator[tuple[str, float, list[dict]]]:
-    """Name of each held-out voice, its seconds, and its utterances as one session; the one that passes `most` ends it.
+def voices(corpus: Path, most: float, shards: str = 'test-voice') -> Iterator[tuple[str, float, list[dict]]]:
+    """Name of each voice, its seconds, and its utterances as one session; the one that passes `most` ends it.
+
+    Args:
+        shards: how the names of the voices begin.
 
     Raises:
         FileNotFoundError: the corpus has none.
     """
-    for name, rows in held_out(corpus):
+    for name, rows in held_out(corpus, shards):
         kept, seconds = [], 0.0
         for row in rows:
             kept.append(row)
