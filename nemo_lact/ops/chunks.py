@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, faded, forgetting, read, update
 
 
 class ReferenceChunks:
@@ -33,10 +33,11 @@ class ReferenceChunks:
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1 or d], mu [R, H] its mean gate, valid [R, C], frames [R]."""
         eta = eta * valid[:, None, :, None, None].to(eta.dtype)
-        gradient = chunk_gradient(self.weights, k, v, eta)
+        anchor = forgetting(self.weights, self.anchor, self.retention)
+        gradient = chunk_gradient(faded(self.weights, *anchor), k, v, eta)
         self.weights, self.momentum = update(
             self.weights, self.momentum, gradient, mu, frames, self.lengths, *self.options, exact(self.weights, k),
-            *forgetting(self.weights, self.anchor, self.retention),
+            *anchor,
         )  # fmt: skip
 
     def read(self, q: Tensor, out: Tensor) -> None:

@@ -92,7 +92,8 @@ def forward_pass(
         eta: [B, H, T, 3, 1] fp32. valid: [B, T] bool.
         mu: [B, H, n] mean gate of each chunk. frames: [B, n] int32 valid frames of each chunk.
         weights, momentum: [B or 1, H, 3, d, d] fp32. lengths: [H, 3, d].
-        anchor: [H, 3, d, d], to which the weights go back before each step; not read with `retention` 1.
+        anchor: [H, 3, d, d], to which the weights go back before each step, also for its gradient; not read with
+            `retention` 1.
         keep: keep what backward needs.
 
     Returns:
@@ -125,7 +126,10 @@ def forward_pass(
         part = slice(index * chunk, min((index + 1) * chunk, total))
         before = halves[index + first - 1] if index + first else None
         to = factors[index] if keep else factors
-        chunk_gradient(sizes, shares, k, v, eta, valid, w, before, part, gradient, to, keep)
+        learner = w
+        if left is not None:
+            learner, before = torch.lerp(anchor, w.expand(shape), retention, out=returned), None
+        chunk_gradient(sizes, shares, k, v, eta, valid, learner, before, part, gradient, to, keep)
         at = index % stored
         outs = (ms[at], ws[index % 2], halves[index + first], ratios[at])
         if left is not None:
@@ -174,6 +178,10 @@ def backward_pass(
         old[0] = weights
         if steps > 1:
             old[1:] = new[:-1]
+    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
+    if left is not None:  # what the gradients of the chunks were taken with
+        faded = torch.empty_like(old) if old.data_ptr() == halves.data_ptr() else old
+        old = torch.add(anchor * (1 - retention), old, alpha=retention, out=faded)
     dq, read = _read_backward(sizes, q_, halves[:steps].view(-1, 3, width, width), d_out)
     read = read.view(steps, *shape)
     w02, w1 = old.view(-1, 3 * width, width)[:, : 2 * width], old.view(-1, 3, width, width)[:, 2]
@@ -184,7 +192,6 @@ def backward_pass(
     dw = ms.new_empty(shape) if d_weights is None else d_weights.clone(memory_format=torch.contiguous_format)
     dm = ms.new_empty(shape if use_momentum else 0)
     d_lengths = dw.new_empty((batch, heads, 3, width))
-    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
     d_anchor = torch.zeros_like(anchor if left is None else dw)
     d_eta = eta.new_empty((batch, heads, total, 3))
     mu_parts = dw.new_empty((steps, batch, heads, 3))
@@ -215,13 +222,16 @@ def backward_pass(
             heads, row_stride(m_old), mu.stride(0), mu.stride(1), frames.stride(0),
             MUON=use_muon, MOMENTUM=use_momentum, GIVEN=not first or d_momentum is not None, **sizes.rows,
         )  # fmt: skip
-        if left is not None:  # of what the step started from; `later` is of the old weights themselves
+        if left is not None:  # of what the step started from
             d_anchor.addcmul_(dw, 1 - left[:, index])
             dw *= left[:, index]
         _gradient_backward(
             sizes, k_[at], v_[at], z[at], kw[at], vw[at], factors[index], eta, valid, index, for_k[at], dh[at], d_eta,
             later,
         )  # fmt: skip
+        if left is not None:  # of what the chunk's gradient was taken with
+            d_anchor.view_as(later).add_(later, alpha=1 - retention)
+            later *= retention
 
     of_k, of_v = factors.view(*kw.shape[:2], -1).split((2 * width, width), dim=-1)
     dk = torch.bmm(of_k, z[:, 2:4].flatten(1, 2))

@@ -29,6 +29,7 @@ class FastChunks:
         shape = (rows, heads, 3, width, width)
         self.shares = self.sizes.shares(rows * heads, chunk)
         self.weights, self.momentum = self.lengths.new_zeros(shape), self.lengths.new_zeros(shape)
+        self.faded = None if self.anchor is None else torch.empty_like(self.weights)
         self.gradient = self.lengths.new_empty((self.shares[0][2], *shape))
         self.halves = torch.zeros((1, *shape), dtype=self.sizes.products, device=self.lengths.device)
         self.ratio = self.lengths.new_empty(shape[:-1])
@@ -47,8 +48,11 @@ class FastChunks:
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] mean gate, valid [R, C], frames [R] int32."""
         w, m = self.weights, self.momentum
+        learner, half = w, self.halves[0]
+        if self.anchor is not None:
+            learner, half = torch.lerp(self.anchor, w, self.retention, out=self.faded), None
         chunk_gradient(
-            self.sizes, self.shares, k, v, eta, valid, w, self.halves[0], slice(0, k.size(2)), self.gradient,
+            self.sizes, self.shares, k, v, eta, valid, learner, half, slice(0, k.size(2)), self.gradient,
             self.gradient, False,
         )  # fmt: skip
         left = retained(frames, self.chunk, self.retention)

@@ -115,7 +115,7 @@ def update(
 ) -> Tuple[FastWeights, FastWeights]:
     """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
 
-    With `retention` ρ below 1 the step starts from A + ρ (W − A), A the anchor.
+    With `retention` ρ below 1 the step starts from A + ρ (W − A), A the anchor, and `gradient` is that of `faded`.
 
     Args:
         weights, momentum, gradient: [B, H, ., .]; the gradient is zero in rows without frames.
@@ -151,6 +151,20 @@ def update(
         _moved(w2, s2, lengths.w2, learn),
     )
     return moved, FastWeights(m0, m1, m2) if use_momentum else momentum
+
+
+def faded(weights: FastWeights, anchor: FastWeights, retention: float) -> FastWeights:
+    """A + ρ (W − A), A the anchor: where a chunk's gradient is taken. What it was learned with is what it is added to.
+
+    ρ is that of a full chunk even where the chunk stays short: a stream sums up gradients before it knows.
+    """
+    if retention == 1.0:
+        return weights
+    return FastWeights(
+        torch.lerp(anchor.w0, weights.w0, retention),
+        torch.lerp(anchor.w1, weights.w1, retention),
+        torch.lerp(anchor.w2, weights.w2, retention),
+    )
 
 
 def forgetting(weights: FastWeights, anchor: Optional[FastWeights], retention: float) -> Tuple[FastWeights, float]:
@@ -190,7 +204,8 @@ def _run_chunks(
         mean_mu = (mu[:, :, start:end] * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)  # [B, H]
         if not bidirectional:
             outs.append(read(weights, q[:, :, start:end]))
-        gradient = chunk_gradient(weights, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
+        learner = faded(weights, anchor, retention)
+        gradient = chunk_gradient(learner, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
         weights, momentum = update(
             weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum, rounded,
             anchor, retention,

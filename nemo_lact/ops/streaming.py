@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, forgetting, read, update, zeros_like
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, faded, forgetting, read, update, zeros_like
 
 
 class Pending(NamedTuple):
@@ -77,7 +77,8 @@ def lact_swiglu_step(
             heard = read(weights, q)
             out = heard if out is None else torch.where(here[:, None, :, None], heard, out)
             here = here & valid
-            share = chunk_gradient(weights, k, v, eta * here[:, None, :, None, None].to(eta.dtype))
+            learner = faded(weights, *forgetting(weights, anchor, retention))
+            share = chunk_gradient(learner, k, v, eta * here[:, None, :, None, None].to(eta.dtype))
             gradient = FastWeights(*(g + s for g, s in zip(gradient, share)))
             mu_sum = mu_sum + (mu * here[:, None].to(mu.dtype)).sum(dim=-1).to(mu_sum.dtype)
             full = filled + frames >= (index + 1) * chunk_size  # [B]

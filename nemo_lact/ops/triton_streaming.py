@@ -99,14 +99,14 @@ def _memory_kernel(
     q_ptr, k_ptr, v_ptr, eta_ptr, mu_ptr, i0_ptr, i1_ptr, i2_ptr, w0_ptr, w1_ptr, w2_ptr,
     g0_ptr, g1_ptr, g2_ptr, gates_ptr, to0_ptr, to1_ptr, to2_ptr, gates_to_ptr,
     out_ptr, rows_ptr, filled_ptr, learned_ptr,
-    heads, begin, frames, chunk, piece, batch, w_b, g_b, gates_b, to_b, gates_to_b,
+    heads, begin, frames, chunk, piece, batch, w_b, g_b, gates_b, to_b, gates_to_b, kept,
     D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, DTYPE: tl.constexpr,
     SUMS: tl.constexpr, FIRST: tl.constexpr, LEARN: tl.constexpr,
 ):  # fmt: skip
     """Hidden units m of a head: their part of the read, and of the gradient of frames in chunk `piece` from here.
 
     BLOCK_T frames from `begin` on. Grid (rows · H, blocks of m). q, k, v [B, H, T, d], eta [B, T, H, 3], mu [B, T, H];
-    i initial weights [H, d, d], w how far they have moved; g gradient so far, read from g and written to `to`; out
+    i initial weights [H, d, d], w how far they have moved, of which the gradient is taken with `kept`; g gradient so far, read from g and written to `to`; out
     [blocks of m, B, T, H · d] fp32. The channels go in blocks of BLOCK_C: whole rows would not fit in the registers.
     SUMS is the dtype of the products over frames.
     """
@@ -134,20 +134,20 @@ def _memory_kernel(
         at = from_ptr + t[:, None] * D + c[None, :]
         w0 = tl.load(w0_ptr + b * w_b + row_major, mask=inside, other=0.0)
         w2 = tl.load(w2_ptr + b * w_b + row_major, mask=inside, other=0.0)
-        w0 = (w0 + tl.load(i0_ptr + row_major, mask=inside, other=0.0)).to(DTYPE)
-        w2 = (w2 + tl.load(i2_ptr + row_major, mask=inside, other=0.0)).to(DTYPE)
+        i0 = tl.load(i0_ptr + row_major, mask=inside, other=0.0)
+        i2 = tl.load(i2_ptr + row_major, mask=inside, other=0.0)
         q = tl.trans(tl.load(q_ptr + at, mask=asked[:, None] & (c < D)[None, :], other=0.0).to(DTYPE))
-        gate_q = tl.dot(w0, q, gate_q)
-        up_q = tl.dot(w2, q, up_q)
+        gate_q = tl.dot((i0 + w0).to(DTYPE), q, gate_q)
+        up_q = tl.dot((i2 + w2).to(DTYPE), q, up_q)
         if LEARN:
             known = learn[:, None] & (c < D)[None, :]  # of other frames, which may hold anything, nothing is read
             transposed = h * D * D + c[None, :] * D + m[:, None]
             w1 = tl.load(w1_ptr + b * w_b + transposed, mask=inside, other=0.0)  # [m, c]: W1 transposed
-            w1 = (w1 + tl.load(i1_ptr + transposed, mask=inside, other=0.0)).to(DTYPE)
+            w1 = (kept * w1 + tl.load(i1_ptr + transposed, mask=inside, other=0.0)).to(DTYPE)
             k = tl.trans(tl.load(k_ptr + at, mask=known, other=0.0).to(DTYPE))
             v = tl.trans(tl.load(v_ptr + at, mask=known, other=0.0).to(DTYPE))
-            gate = tl.dot(w0, k, gate)
-            up = tl.dot(w2, k, up)
+            gate = tl.dot((i0 + kept * w0).to(DTYPE), k, gate)
+            up = tl.dot((i2 + kept * w2).to(DTYPE), k, up)
             d_hidden = tl.dot(w1, v, d_hidden)
     hidden = tl.trans((gate_q * tl.sigmoid(gate_q) * up_q).to(DTYPE))  # [frames, m]
     frame = (b * frames + t) * heads + h
@@ -341,7 +341,7 @@ class StreamMemory:
                 q, k, v, eta, mu, *self.initial, *self.weights, *before, *self.after,
                 out, rows, pace.filled, pace.learned, heads, begin, frames, self.chunk, piece, batch,
                 self.weights[0].stride(0), before[0].stride(0), before[3].stride(0),
-                self.after[0].stride(0), self.after[3].stride(0),
+                self.after[0].stride(0), self.after[3].stride(0), self.retention,
                 D=d, BLOCK_C=max(16, min(64, triton.next_power_of_2(d))), BLOCK_M=PART, BLOCK_T=block,
                 DTYPE=_products(q), SUMS=_sums(q), FIRST=piece == 0, LEARN=learn, num_warps=4,
             )  # fmt: skip

@@ -195,6 +195,19 @@ def test_forgetting_starts_from_weights_nearer_to_the_anchor():
     assert all(torch.equal(new[1], w[1]) for new, w in zip(after, x['weights'])), 'a row without frames'
 
 
+def test_where_all_is_forgotten_a_chunk_is_learned_as_the_first_one():
+    """Its gradient too is that of the anchor, not of the weights before: those would come back through it."""
+    x = make(frames=24)  # chunks of 8
+    given = dict(anchor=FastWeights(*(w[0] for w in x['weights'])), retention=1e-9, use_muon=False, use_momentum=False)
+    x['weights'] = FastWeights(*(w[None].expand(2, *w.shape).contiguous() for w in given['anchor']))
+    x['valid'][:] = True
+    whole = lact_swiglu_reference(**x, **given)[0]
+    frames = {name: x[name][:, :, 16:] for name in ('q', 'k', 'v', 'eta', 'mu')} | dict(valid=x['valid'][:, 16:])
+    last = lact_swiglu_reference(**x | frames, **given)[0]
+    assert torch.allclose(whole[:, :, 16:], last, rtol=0, atol=1e-7)
+    assert not torch.allclose(whole[:, :, 16:], lact_swiglu_reference(**x, **given | dict(retention=0.5))[0][:, :, 16:])
+
+
 def test_forgetting_leaves_weights_that_have_not_moved():
     x = make(frames=20)
     x['eta'] = torch.zeros_like(x['eta'])
