@@ -87,9 +87,9 @@ def test_two_trainings_and_their_page(scripts, corpus, monkeypatch, tmp_path):
     assert sum(words for _, words in scores['1 h, clean']['words']) <= sentences
 
     start = tmp_path / 'first/LaCT-Conformer-0.nemo'
-    train(
-        monkeypatch, corpus, tmp_path / 'second', 'LaCT-Conformer', '--init', str(start), '--seed', '1', '--lr', '1e-9'
-    )
+    options = ['--init', str(start), '--seed', '1', '--lr', '1e-9', '--not-frozen']
+    second = train(monkeypatch, corpus, tmp_path / 'second', 'LaCT-Conformer', *options)
+    assert set(second['scores']) == {name for name in scores if not name.endswith('frozen')}
     before, after = (restored(path) for path in (start, tmp_path / 'second/LaCT-Conformer-1.nemo'))
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
 

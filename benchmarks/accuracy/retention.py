@@ -3,7 +3,7 @@
     python benchmarks/accuracy/corpus.py CORPUS --texts texts.txt --hours 0.1 --test-hours 3
     python benchmarks/accuracy/retention.py MODEL.nemo --corpus CORPUS --output retention.json
 
-Values to train or release with are chosen on other voices: corpus.py's `--drawn`, here --shards drawn-voice drawn-accents.
+Values to train or release with are chosen on other voices: --shards drawn-voice drawn-accents, of corpus.py's --drawn.
 Retention has no weights of its own, so a model trained with one value can be run with another. An utterance shorter
 than a chunk of the memory has the same text with any.
 """

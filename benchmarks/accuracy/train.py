@@ -74,6 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('--ema', action='store_true', help='average the weights too, and score the average too')
     parser.add_argument('--ema-decay', type=float, default=0.999)
     parser.add_argument('--sets', nargs='*', default=[], help='test sets to score, or how their names begin')
+    parser.add_argument('--not-frozen', action='store_true', help='do not score a memory also frozen')
     parser.add_argument('--score-seconds', type=float, default=1e9, help='of each test set at most')
     args = parser.parse_args()
     try:
@@ -170,7 +171,7 @@ def main() -> None:
 
         print(f'--- {way}' if way else '---', flush=True)
         set_up()
-        score(model, args.corpus, args.score_seconds, keep, args.sets, **options)
+        score(model, args.corpus, args.score_seconds, keep, args.sets, **dict(frozen=not args.not_frozen) | options)
 
     for way, set_up in model.ways().items():
         scored(way, set_up)

@@ -106,8 +106,9 @@ def _memory_kernel(
     """Hidden units m of a head: their part of the read, and of the gradient of frames in chunk `piece` from here.
 
     BLOCK_T frames from `begin` on. Grid (rows · H, blocks of m). q, k, v [B, H, T, d], eta [B, T, H, 3], mu [B, T, H];
-    i initial weights [H, d, d], w how far they have moved, of which the gradient is taken with `kept`; g gradient so far, read from g and written to `to`; out
-    [blocks of m, B, T, H · d] fp32. The channels go in blocks of BLOCK_C: whole rows would not fit in the registers.
+    i initial weights [H, d, d], w how far they have moved, `kept` the share of w that the gradient is taken with; g
+    gradient so far, read from g and written to `to`; out [blocks of m, B, T, H · d] fp32. The channels go in blocks of
+    BLOCK_C: whole rows would not fit in the registers.
     SUMS is the dtype of the products over frames.
     """
     index, part = tl.program_id(0), tl.program_id(1)
