@@ -14,6 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / 'scripts'
 TINY = [
     'model.encoder.d_model=16',
     'model.encoder.n_layers=1',
+    'model.encoder.lact_layers=null',
     'model.interctc.apply_at_layers=[0]',
     'model.encoder.n_heads=2',
     'model.encoder.num_lact_heads=2',

@@ -19,6 +19,7 @@ CHUNK = 64  # encoder frames of 40 ms: 2.6 s
 TINY = [
     'model.encoder.d_model=16',
     'model.encoder.n_layers=1',
+    'model.encoder.lact_layers=null',
     'model.interctc.apply_at_layers=[0]',
     'model.encoder.n_heads=2',
     'model.encoder.num_lact_heads=2',
