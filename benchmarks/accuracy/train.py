@@ -162,7 +162,7 @@ def main() -> None:
         device=torch.cuda.get_device_name() if gpu else 'cpu', scores={}, passes={},
     )  # fmt: skip
 
-    def scored(way: str, set_up, **options) -> None:
+    def scored(way: str, set_up, frozen: bool = not args.not_frozen) -> None:
         def keep(scores):
             report.update({'scores': scores} if not way else {'passes': report['passes'] | {way: scores}})
             part = args.output / f'{name}.part'  # the run may be ended at any moment
@@ -171,7 +171,7 @@ def main() -> None:
 
         print(f'--- {way}' if way else '---', flush=True)
         set_up()
-        score(model, args.corpus, args.score_seconds, keep, args.sets, **dict(frozen=not args.not_frozen) | options)
+        score(model, args.corpus, args.score_seconds, keep, args.sets, frozen)
 
     for way, set_up in model.ways().items():
         scored(way, set_up)

@@ -180,7 +180,7 @@ def backward_pass(
             old[1:] = new[:-1]
     left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
     if left is not None:  # what the gradients of the chunks were taken with
-        faded = torch.empty_like(old) if old.data_ptr() == halves.data_ptr() else old
+        faded = old if bidirectional else torch.empty_like(old)  # causal: a view of `halves`
         old = torch.add(anchor * (1 - retention), old, alpha=retention, out=faded)
     dq, read = _read_backward(sizes, q_, halves[:steps].view(-1, 3, width, width), d_out)
     read = read.view(steps, *shape)

@@ -69,6 +69,7 @@ def lact_swiglu_step(
                 anchor, retention,
             )  # fmt: skip
             return tuple(_put(x, rows, y) for x, y in zip(every, few))
+    anchor, retention = forgetting(weights, anchor, retention)
     out = None
     gradient, mu_sum = pending
     with torch.autocast(device_type=q.device.type, enabled=False):
@@ -77,7 +78,7 @@ def lact_swiglu_step(
             heard = read(weights, q)
             out = heard if out is None else torch.where(here[:, None, :, None], heard, out)
             here = here & valid
-            learner = faded(weights, *forgetting(weights, anchor, retention))
+            learner = faded(weights, anchor, retention)
             share = chunk_gradient(learner, k, v, eta * here[:, None, :, None, None].to(eta.dtype))
             gradient = FastWeights(*(g + s for g, s in zip(gradient, share)))
             mu_sum = mu_sum + (mu * here[:, None].to(mu.dtype)).sum(dim=-1).to(mu_sum.dtype)
@@ -88,7 +89,7 @@ def lact_swiglu_step(
             due = FastWeights(*(g * done.to(g.dtype) for g in gradient))
             weights, momentum = update(
                 weights, momentum, due, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
-                use_muon, use_momentum, exact(weights, q), *forgetting(weights, anchor, retention),
+                use_muon, use_momentum, exact(weights, q), anchor, retention,
             )  # fmt: skip
             fresh = ~full[:, None]
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
