@@ -1,6 +1,7 @@
 """`LaCTEncoderConfig`: every option of the encoder with its default, and the checks that run at construction."""
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, List, Optional, Tuple
 
@@ -58,6 +59,9 @@ class LaCTEncoderConfig:
     # What is left after a full chunk of that by which the weights have moved; below 1 they go back to those learned in
     # training, so that hours of steps do not lead away from them.
     lact_retention: float = 1.0
+    # Frames r: a chunk of n frames takes n / (n + r) of the step that endless ones would. None: a step is a sum over
+    # frames, so an utterance moves the memory by its share of a chunk alone. Not with use_muon.
+    lact_relevance: Optional[float] = None
     lact_mode: str = 'bidirectional'  # or 'causal': a chunk is read before it is learned
     use_muon: bool = True
     use_momentum: bool = True
@@ -142,6 +146,11 @@ class LaCTEncoderConfig:
         return list(range(self.n_layers)) if self.lact_layers is None else sorted(self.lact_layers)
 
     @property
+    def relevance(self) -> float:
+        """`lact_relevance` as the memory's equations have it."""
+        return math.inf if self.lact_relevance is None else float(self.lact_relevance)
+
+    @property
     def memory_everywhere(self) -> bool:
         return len(self.memory_layers) == self.n_layers
 
@@ -204,6 +213,16 @@ class LaCTEncoderConfig:
             raise ValueError(
                 f'lact_retention={self.lact_retention}; give 1 (the memory keeps what it learns) or less, above 0 (it '
                 f'forgets)'
+            )
+        if self.lact_relevance is not None and not 0 <= self.lact_relevance < math.inf:
+            raise ValueError(
+                f'lact_relevance={self.lact_relevance}; give frames, 0 (any chunk takes a full step) or more, or null '
+                f'(a step grows with its frames)'
+            )
+        if self.lact_relevance is not None and self.use_muon:
+            raise ValueError(
+                f'lact_relevance={self.lact_relevance} with use_muon=true, whose steps are as large as the share of a '
+                f'chunk that is filled; give null, or use_muon=false'
             )
         for name in ('ff_expansion_factor', 'inter_multi', 'base_lr', 'fw_init_gain', 'rope_theta'):
             if getattr(self, name) <= 0:

@@ -207,6 +207,7 @@ class FastWeightMemory(nn.Module):
             out, weights, momentum = lact_swiglu(
                 q, k, v, eta, mu, valid, weights, momentum, self.row_lengths(initial),
                 size, cfg.lact_mode, cfg.use_muon, cfg.use_momentum, initial, cfg.lact_retention,
+                cfg.relevance,
             )  # fmt: skip
             if layout is not None:
                 out = layout.gathered(out)
@@ -256,7 +257,7 @@ class FastWeightMemory(nn.Module):
         initial, weights, momentum = self.unpacked(state, filled.size(0), state.weights.w0)
         weights, momentum, pending = settle(
             weights, momentum, self.row_lengths(initial), self._pending(state, initial), filled,
-            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, initial, cfg.lact_retention,
+            cfg.lact_chunk_size, cfg.use_muon, cfg.use_momentum, initial, cfg.lact_retention, cfg.relevance,
         )  # fmt: skip
         return self.packed(initial, weights, momentum, pending)
 

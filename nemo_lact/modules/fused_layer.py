@@ -127,7 +127,7 @@ def _remember(
         out, weights, momentum = lact_swiglu(
             q, k, v, eta, mu, learn, weights, momentum, lengths,
             config.lact_chunk_size, config.lact_mode, config.use_muon, config.use_momentum, initial,
-            config.lact_retention,
+            config.lact_retention, config.relevance,
         )  # fmt: skip
     else:
         out = lact_swiglu_frozen(q, weights, config.lact_chunk_size)

@@ -76,7 +76,8 @@ class WaveStep:
         if config.lact_retention < 1:
             anchor = FastWeights(*(self._rows(w.to(dtype)) for w in layers.initial))
             options = (*options, anchor, config.lact_retention)
-        self.memory = ops.fast_steps.FastChunks(*options) if fast else ReferenceChunks(*options)
+        memory = ops.fast_steps.FastChunks if fast else ReferenceChunks
+        self.memory = memory(*options, relevance=config.relevance)
         kernels = ops.triton_pieces
         usable = fast and kernels is not None and kernels.why_not(self.sizes, self.x) is None
         self.pieces = kernels if usable else pieces

@@ -4,6 +4,7 @@
 decided in this file only.
 """
 
+import math
 import os
 
 import torch
@@ -102,7 +103,7 @@ _reference = torch.compiler.disable(lact_swiglu_reference)  # its loop over chun
 
 def lact_swiglu(
     q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size,
-    mode='bidirectional', use_muon=True, use_momentum=True, anchor=None, retention=1.0,
+    mode='bidirectional', use_muon=True, use_momentum=True, anchor=None, retention=1.0, relevance=math.inf,
 ):  # fmt: skip
     """The memory of one layer; arguments and result as `lact_swiglu_reference`, which defines it.
 
@@ -121,5 +122,6 @@ def lact_swiglu(
     if _IMPLEMENTATION == 'fast' and problem is not None:
         raise RuntimeError(f'the fast memory cannot run: {problem}. Choose NEMO_LACT_OPS=auto')
     return run(
-        q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum, anchor, retention
-    )
+        q, k, v, eta, mu, valid, weights, momentum, lengths, chunk_size, mode, use_muon, use_momentum, anchor,
+        retention, relevance,
+    )  # fmt: skip

@@ -5,6 +5,8 @@ their gradients, and recomputes the rest. The passes over long input are replaye
 padded to whole chunks. Under torch.compile the two passes are operators of their own: a compiled layer stays one graph.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from nemo_lact.ops.fast_passes import (
     forward_pass,
     of_chunk_means,
 )
-from nemo_lact.ops.fast_weights import FastWeights
+from nemo_lact.ops.fast_weights import FastWeights, evident_chunks
 
 __all__ = ['INTERPRETED', 'lact_swiglu_fast']
 
@@ -42,14 +44,16 @@ def lact_swiglu_fast(
     use_momentum: bool = True,
     anchor: FastWeights | None = None,
     retention: float = 1.0,
+    relevance: float = math.inf,
 ) -> tuple[Tensor, FastWeights, FastWeights]:
     """`lact_swiglu_reference` for hidden width = head width, step sizes per head, half precision, state in fp32."""
     with torch.autocast(device_type=q.device.type, enabled=False):
         lengths = packed(lengths)[..., 0].contiguous()  # [H, 3, d]
         retention = 1.0 if anchor is None else retention
         anchors = packed(anchor) if retention < 1.0 else lengths.new_empty(0)  # [H, 3, d, d]
+        eta = evident_chunks(eta, valid, chunk_size, relevance)
         given = (q, k, v, eta, mu, _stack(weights), _stack(momentum), lengths, anchors, valid)
-        options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, retention)
+        options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, retention, relevance)
         keep = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             out, w, m = _memory(*given, *options, keep)[:3]
@@ -147,7 +151,7 @@ class _Memory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_run_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 6
+        return *_run_backward(gradients, ctx.saved_tensors, ctx.options), *[None] * 7
 
 
 # For torch.compile: the passes as operators, with the shapes of their results. Chunks are cut and padded inside: in the
@@ -158,16 +162,16 @@ class _Memory(torch.autograd.Function):
 def _memory(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, weights: Tensor, momentum: Tensor, lengths: Tensor,
     anchor: Tensor, valid: Tensor, chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool,
-    retention: float, keep: bool,
+    retention: float, relevance: float, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     given = (q, k, v, eta, mu, weights, momentum, lengths, anchor, valid)
-    return _run(given, (chunk, bidirectional, use_muon, use_momentum, retention), keep)
+    return _run(given, (chunk, bidirectional, use_muon, use_momentum, retention, relevance), keep)
 
 
 @_memory.register_fake
 def _(
     q, k, v, eta, mu, weights, momentum, lengths, anchor, valid, chunk, bidirectional, use_muon, use_momentum,
-    retention, keep,
+    retention, relevance, keep,
 ):  # fmt: skip
     batch, heads, total, width = q.shape
     steps, frames = ((total + chunk - 1) // chunk, chunk) if total > chunk else (1, total)
@@ -185,9 +189,9 @@ def _(
 @torch.library.custom_op('nemo_lact::memory_backward', mutates_args=())
 def _memory_backward(
     d_out: Tensor | None, d_weights: Tensor | None, d_momentum: Tensor | None, saved: list[Tensor],
-    chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, retention: float,
+    chunk: int, bidirectional: bool, use_muon: bool, use_momentum: bool, retention: float, relevance: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    options = (chunk, bidirectional, use_muon, use_momentum, retention)
+    options = (chunk, bidirectional, use_muon, use_momentum, retention, relevance)
     return _run_backward((d_out, d_weights, d_momentum), saved, options)
 
 
@@ -199,11 +203,11 @@ def _(d_out, d_weights, d_momentum, saved, *options):
 def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:10], *output[2:])
-    ctx.options = inputs[10:15]
+    ctx.options = inputs[10:16]
 
 
 def _gradients(ctx, *gradients):
-    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 7
+    return *_memory_backward(*gradients[:3], list(ctx.saved_tensors), *ctx.options), *[None] * 8
 
 
 _memory.register_autograd(_gradients, setup_context=_setup)

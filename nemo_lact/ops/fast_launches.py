@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_lact.ops import newton_schulz_half
-from nemo_lact.ops.fast_weights import FastWeights
+from nemo_lact.ops.fast_weights import FastWeights, evidence
 from nemo_lact.ops.newton_schulz import orthogonalise
 from nemo_lact.ops.triton_forward import chunk_gradient_kernel, factors_kernel, read_kernel, update_kernel
 
@@ -149,14 +149,14 @@ def update(sizes: Sizes, gradient, momentum, weights, lengths, mu, frames, index
     ratio.copy_(scale[..., 0])
 
 
-def retained(frames: Tensor, chunk: int, retention: float) -> Tensor | None:
+def retained(frames: Tensor, chunk: int, retention: float, relevance: float) -> Tensor | None:
     """What a chunk of so many frames [...] leaves of W − anchor, [..., 1, 1, 1, 1] for [B, H, 3, d, d]; None: all.
 
     1 without frames: torch.lerp(anchor, W, 1) is W to the bit.
     """
     if retention == 1.0:
         return None
-    return torch.pow(retention, frames / chunk)[..., None, None, None, None]
+    return torch.pow(retention, evidence(frames, chunk, relevance))[..., None, None, None, None]
 
 
 def packed(weights: FastWeights) -> Tensor:

@@ -83,6 +83,7 @@ def forward_pass(
     use_muon: bool,
     use_momentum: bool,
     retention: float,
+    relevance: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The memory over all chunks. With `keep` T is one chunk's frames at most, or whole chunks.
@@ -94,6 +95,7 @@ def forward_pass(
         weights, momentum: [B or 1, H, 3, d, d] fp32. lengths: [H, 3, d].
         anchor: [H, 3, d, d], to which the weights go back before each step, also for its gradient; not read with
             `retention` 1.
+        relevance: of `evidence`; eta is made for it.
         keep: keep what backward needs.
 
     Returns:
@@ -120,7 +122,7 @@ def forward_pass(
     ms, ratios = weights.new_empty((stored, *shape)), weights.new_empty((stored, *shape[:-1]))
     ws = [weights.new_empty(shape) for _ in range(min(steps, 2))]
     w, m = weights, momentum
-    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
+    left = retained(frames, chunk, retention, relevance)  # [B, n, 1, 1, 1, 1]
     returned = None if left is None else weights.new_empty(shape)
     for index in range(steps):
         part = slice(index * chunk, min((index + 1) * chunk, total))
@@ -153,6 +155,7 @@ def backward_pass(
     use_muon: bool,
     use_momentum: bool,
     retention: float,
+    relevance: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, eta, mu (parts [n, B, H, 3], to be summed), weights, momentum, lengths, anchor.
 
@@ -178,7 +181,7 @@ def backward_pass(
         old[0] = weights
         if steps > 1:
             old[1:] = new[:-1]
-    left = retained(frames, chunk, retention)  # [B, n, 1, 1, 1, 1]
+    left = retained(frames, chunk, retention, relevance)  # [B, n, 1, 1, 1, 1]
     if left is not None:  # what the gradients of the chunks were taken with
         faded = old if bidirectional else torch.empty_like(old)  # causal: a view of `halves`
         old = torch.add(anchor * (1 - retention), old, alpha=retention, out=faded)

@@ -1,10 +1,12 @@
 """The fast memory one chunk at a time, in place: for many streams or layers whose chunks come one after the other."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from nemo_lact.ops.fast_launches import Sizes, chunk_gradient, packed, read_chunks, retained, update
-from nemo_lact.ops.fast_weights import FastWeights
+from nemo_lact.ops.fast_weights import FastWeights, evident
 
 
 class FastChunks:
@@ -14,16 +16,17 @@ class FastChunks:
         lengths: row lengths of the initial weights, [R, H, d, 1] each: every row may be of another layer.
         chunk: frames of a chunk.
         anchor: [R, H, d, d] each, to which the weights go back before each step with `retention` below 1.
+        relevance: of `evidence`.
     """
 
     def __init__(
         self, lengths: FastWeights, chunk: int, use_muon: bool, use_momentum: bool,
-        anchor: FastWeights | None = None, retention: float = 1.0,
+        anchor: FastWeights | None = None, retention: float = 1.0, relevance: float = math.inf,
     ):  # fmt: skip
         self.lengths = packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
         rows, heads, _, width = self.lengths.shape
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
-        self.retention = 1.0 if anchor is None else retention
+        self.retention, self.relevance = 1.0 if anchor is None else retention, relevance
         self.anchor = packed(anchor) if self.retention < 1.0 else None
         self.sizes = Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
@@ -48,6 +51,7 @@ class FastChunks:
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] mean gate, valid [R, C], frames [R] int32."""
         w, m = self.weights, self.momentum
+        eta = evident(eta, frames, self.chunk, self.relevance)
         learner, half = w, self.halves[0]
         if self.anchor is not None:
             learner, half = torch.lerp(self.anchor, w, self.retention, out=self.faded), None
@@ -55,7 +59,7 @@ class FastChunks:
             self.sizes, self.shares, k, v, eta, valid, learner, half, slice(0, k.size(2)), self.gradient,
             self.gradient, False,
         )  # fmt: skip
-        left = retained(frames, self.chunk, self.retention)
+        left = retained(frames, self.chunk, self.retention, self.relevance)
         if left is not None:
             torch.lerp(self.anchor, w, left, out=w)
         outs = (m, self.moved, self.halves[0], self.ratio)

@@ -6,6 +6,7 @@ For a chunk with keys K and values V the update is one gradient step on −Σ_t 
 (no autograd: it also runs under `torch.inference_mode`). Source: arXiv 2505.23884.
 """
 
+import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -69,6 +70,36 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
     )
 
 
+def evidence(frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
+    """Size of the step from a chunk of so many frames against that from a full one, in the dtype of a division.
+
+    Infinite `relevance`: their share n / C, as sums have it. Else r frames count as known before, and the step is
+    n / (n + r) of that from endless frames, as in MAP adaptation of speaker models (Reynolds, Quatieri and Dunn 2000).
+    """
+    share = (frames / chunk_size).clamp(max=1.0)
+    if relevance == math.inf:
+        return share
+    return share * (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
+
+
+def evident(eta: Tensor, frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
+    """Step sizes [B, H, C, ...] of one chunk, whose sum then is as large as `evidence` says; frames: [B]."""
+    if relevance == math.inf:
+        return eta
+    scale = (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
+    return eta * scale[:, None, None, None, None].to(eta.dtype)
+
+
+def evident_chunks(eta: Tensor, valid: Tensor, chunk_size: int, relevance: float) -> Tensor:
+    """`evident` of all chunks: eta [B, H, T, ...], valid [B, T]."""
+    if relevance == math.inf:
+        return eta
+    own = (torch.arange(valid.size(1), device=valid.device) // chunk_size).expand(valid.shape)  # chunk of each frame
+    frames = torch.zeros(valid.shape, device=valid.device).scatter_add(1, own, valid.float()).gather(1, own)  # [B, T]
+    scale = (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
+    return eta * scale[:, None, :, None, None].to(eta.dtype)
+
+
 def exact(weights: FastWeights, q: Tensor) -> bool:
     """True where the memory of an fp32 model works in float64, so that its steps do not depend on rounding."""
     return weights.w0.dtype == torch.float64 and q.dtype == torch.float32
@@ -112,6 +143,7 @@ def update(
     rounded: bool,
     anchor: FastWeights,
     retention: float,
+    relevance: float,
 ) -> Tuple[FastWeights, FastWeights]:
     """One chunk's step: M <- ΔW + μ M, orthogonalised with `use_muon`; W <- W + M, rows scaled to `lengths`.
 
@@ -123,13 +155,14 @@ def update(
         frames: [B] valid frames of the chunk. A row with none keeps weights and momentum.
         lengths: row lengths of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
         chunk_size: frames of a full chunk. An orthogonalised step has the same size however few frames made it,
-            so it is scaled by frames / chunk_size: the evidence in the chunk.
+            so it is scaled by the `evidence` in the chunk.
         rounded: as `orthogonalise` has it.
         anchor: [H, ., .], the weights learned in training; not read with `retention` 1.
-        retention: of a full chunk; a shorter one has a power of it, by its share of the frames.
+        retention: of a full chunk; a shorter one has a power of it, by its evidence.
+        relevance: of `evidence`; `gradient` was made with the step sizes of `evident`.
     """
     learn = (frames > 0)[:, None, None, None]
-    gain = (frames.to(weights.w0.dtype) / chunk_size).clamp(max=1.0)[:, None, None, None]
+    gain = evidence(frames.to(weights.w0.dtype), chunk_size, relevance)[:, None, None, None]
     m0, m1, m2 = gradient.w0, gradient.w1, gradient.w2
     if use_momentum:
         # M stays to the bit without frames.
@@ -188,6 +221,7 @@ def _run_chunks(
     use_momentum: bool,
     anchors: Tuple[Tensor, Tensor, Tensor],
     retention: float,
+    relevance: float,
 ) -> Tuple[Tensor, Tuple[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]:
     """The chunk loop. Weights, momentum and row lengths come and go as plain tuples: a trace keeps no others."""
     weights = FastWeights(initial[0], initial[1], initial[2])
@@ -208,7 +242,7 @@ def _run_chunks(
         gradient = chunk_gradient(learner, k[:, :, start:end], v[:, :, start:end], eta[:, :, start:end])
         weights, momentum = update(
             weights, momentum, gradient, mean_mu, frames, lengths, chunk_size, use_muon, use_momentum, rounded,
-            anchor, retention,
+            anchor, retention, relevance,
         )  # fmt: skip
         if bidirectional:
             outs.append(read(weights, q[:, :, start:end]))
@@ -236,6 +270,7 @@ def lact_swiglu_reference(
     use_momentum: bool = True,
     anchor: Optional[FastWeights] = None,
     retention: float = 1.0,
+    relevance: float = math.inf,
 ) -> Tuple[Tensor, FastWeights, FastWeights]:
     """Update and read the memory over T frames, chunk by chunk.
 
@@ -249,6 +284,7 @@ def lact_swiglu_reference(
         lengths: `row_length` of the initial weights, [H, m, 1], [H, d, 1], [H, m, 1].
         chunk_size: frames a step of the memory. Chunks are counted from the first frame given here.
         anchor, retention: before each step the weights go back towards the anchor [H, ., .], as `update` says.
+        relevance: how large the step of a short chunk is, as `evidence` says.
         mode: 'bidirectional' updates with a chunk, then reads with its queries; 'causal' reads, then updates.
 
     Returns:
@@ -260,9 +296,10 @@ def lact_swiglu_reference(
     if mode not in ('bidirectional', 'causal'):
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
+    eta = evident_chunks(eta, valid, chunk_size, relevance)
     weights = _contiguous(weights)
     anchor, retention = forgetting(weights, anchor, retention)
-    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, tuple(anchor), retention)
+    options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, tuple(anchor), retention, relevance)
     # Precision is chosen by the dtypes of the arguments, not by an autocast region around.
     with torch.autocast(device_type=q.device.type, enabled=False):
         run = _run_chunks_exported if torch.jit.is_tracing() else _run_chunks

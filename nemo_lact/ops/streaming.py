@@ -4,6 +4,7 @@ Each row of the batch stands somewhere else in its chunk. `lact_swiglu_step` in 
 `lact_swiglu_reference` in causal mode over the whole.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ def lact_swiglu_step(
             due = FastWeights(*(g * done.to(g.dtype) for g in gradient))
             weights, momentum = update(
                 weights, momentum, due, mu_sum / chunk_size, full * chunk_size, lengths, chunk_size,
-                use_muon, use_momentum, exact(weights, q), anchor, retention,
+                use_muon, use_momentum, exact(weights, q), anchor, retention, math.inf,
             )  # fmt: skip
             fresh = ~full[:, None]
             gradient = FastWeights(*(g * fresh[..., None, None].to(g.dtype) for g in gradient))
@@ -120,11 +121,19 @@ def settle(
     use_momentum: bool = True,
     anchor: FastWeights | None = None,
     retention: float = 1.0,
+    relevance: float = math.inf,
 ) -> tuple[FastWeights, FastWeights, Pending]:
-    """The stream ends: learn from the unfinished chunk, as `lact_swiglu_reference` does from a short last one."""
+    """The stream ends: learn from the unfinished chunk, as `lact_swiglu_reference` does from a short last one.
+
+    Only here `relevance` counts: full chunks have all the evidence there is.
+    """
+    gradient = pending.gradient
+    if relevance != math.inf:
+        scale = (chunk_size + relevance) / (filled + relevance).clamp(min=1.0)
+        gradient = FastWeights(*(g * scale[:, None, None, None].to(g.dtype) for g in gradient))
     mean = pending.mu / filled.clamp(min=1)[:, None].to(pending.mu.dtype)
     weights, momentum = update(
-        weights, momentum, pending.gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
-        *forgetting(weights, anchor, retention),
+        weights, momentum, gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
+        *forgetting(weights, anchor, retention), relevance,
     )  # fmt: skip
     return weights, momentum, Pending(zeros_like(pending.gradient), torch.zeros_like(pending.mu))

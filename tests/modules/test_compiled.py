@@ -56,8 +56,10 @@ def test_a_compiled_model_copies_and_pickles(pair):
 
 
 @pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
-@pytest.mark.parametrize('adaptation, retention', [(True, 1.0), (True, 0.7), (False, 1.0)])
-def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract, adaptation, retention):
+@pytest.mark.parametrize(
+    'adaptation, retention, relevance', [(True, 1.0, None), (True, 0.7, None), (True, 0.7, 5), (False, 1.0, None)]
+)
+def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract, adaptation, retention, relevance):
     """From the first batch on, for any number of rows and chunks.
 
     And one where the memory learns from less than a chunk, whose factors are kept in another shape.
@@ -67,8 +69,8 @@ def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract, 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     options = dict(tiny, d_model=16, n_layers=1, n_heads=1, num_lact_heads=1, lact_chunk_size=16, dropout_att=0.1,
-                   adaptation=adaptation, lact_retention=retention, use_muon=False, macaron=True, conv_kernel_size=5,
-                   conv_norm_type='batch_norm')  # fmt: skip
+                   adaptation=adaptation, lact_retention=retention, lact_relevance=relevance, use_muon=False,
+                   macaron=True, conv_kernel_size=5, conv_norm_type='batch_norm')  # fmt: skip
     plain, fast = LaCTEncoder(**options), LaCTEncoder(**options, compile=True)
     fast.load_state_dict(plain.state_dict())
     ops.use_implementation('fast')

@@ -31,6 +31,8 @@ WRONG = [
     (dict(lact_layers=[3, 12]), r'lact_layers=\[3, 12\]; give layers from 0 to 11, each once'),
     (dict(lact_layers=[-1]), r'lact_layers=\[-1\]; give layers from 0'),
     (dict(lact_layers=[2, 2]), r'lact_layers=\[2, 2\]; .*each once'),
+    (dict(lact_relevance=-1, use_muon=False), 'lact_relevance=-1; give frames, 0'),
+    (dict(lact_relevance=25), 'lact_relevance=25 with use_muon=true'),
     (dict(lact_chunksize=5), "no option 'lact_chunksize'; did you mean 'lact_chunk_size'"),
     (dict(zzz=1), "no option 'zzz'. Options: _target_, activation_checkpointing"),
 ]

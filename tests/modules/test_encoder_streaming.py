@@ -21,6 +21,7 @@ VARIANTS = {
     'gradient steps': dict(use_muon=False, use_momentum=False, subsampling='striding'),
     'positions in the memory': dict(ttt_nope=False, feat_out=24, lr_dim=16),
     'memory that forgets': dict(lact_retention=0.7),
+    'relevance': dict(lact_retention=0.7, lact_relevance=6, use_muon=False, base_lr=0.02),
     'memory in one layer': dict(lact_layers=[1], conv_kernel_size=5, conv_context_size='causal'),
     'no memory': dict(lact_layers=[]),
 }

@@ -21,6 +21,7 @@ VARIANTS = {
     'borders in pauses': dict(lact_chunk_tolerance=6, conv_kernel_size=5),
     'positions in the memory': dict(ttt_nope=False, feat_out=24),
     'memory that forgets': dict(lact_retention=0.7),
+    'relevance': dict(lact_retention=0.7, lact_relevance=6, use_muon=False, base_lr=0.02),
     'memory in one layer': dict(lact_layers=[1], conv_kernel_size=5),
     'no memory': dict(lact_layers=[]),
 }

@@ -23,6 +23,7 @@ VARIANTS = {
     'no momentum, no Muon': dict(use_momentum=False, use_muon=False, lr_dim=16, inter_multi=2.0),
     'low rank': dict(w0_w2_low_rank=4, n_layers=1),
     'memory that forgets': dict(lact_retention=0.7),
+    'relevance': dict(lact_retention=0.7, lact_relevance=6, use_muon=False, base_lr=0.02),
     'memory in one layer': dict(lact_layers=[1]),
     'no memory': dict(lact_layers=[], conv_kernel_size=5),
 }

@@ -137,6 +137,12 @@ def test_without_muon_or_momentum(contract, options, retention):
     compare(contract, args, leaves, torch.bfloat16, **options)
 
 
+@pytest.mark.parametrize('mode, retention', [('bidirectional', 0.1), ('causal', 1.0)])
+def test_short_chunks_with_relevance(contract, mode, retention):
+    args, leaves = make(24, 100, [100, 9], retention=retention)
+    compare(contract, args, leaves, torch.bfloat16, mode=mode, use_muon=False, use_momentum=False, relevance=3.0)
+
+
 def test_chunk_of_few_frames(contract):
     """Most of the matrix is null space, where orthogonalising enlarges rounding most; the step has little weight."""
     width, frames, chunk = (192, 60, 512) if GPU else (24, 8, 64)

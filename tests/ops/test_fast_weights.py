@@ -208,6 +208,45 @@ def test_where_all_is_forgotten_a_chunk_is_learned_as_the_first_one():
     assert not torch.allclose(whole[:, :, 16:], lact_swiglu_reference(**x, **given | dict(retention=0.5))[0][:, :, 16:])
 
 
+def test_with_relevance_a_short_chunk_takes_more_of_a_step_than_its_frames():
+    """3 of 8 frames: with r = 5 before, 3/8 of what endless frames make, where a full chunk makes 8/13."""
+    x = make(frames=3)
+    x['eta'] = 1e-6 * x['eta']  # so small that rows keep their length but for rounding
+    options = dict(use_muon=False, use_momentum=False)
+
+    def moved(**more):
+        after = lact_swiglu_reference(**x, **options, **more)[1]
+        return torch.cat([(a - w)[0].flatten() for a, w in zip(after, x['weights'])])
+
+    as_sum = moved()
+    for relevance, times in ((5.0, (3 / 8) / (8 / 13) / (3 / 8)), (0.0, 8 / 3), (1e12, 1.0)):
+        ours = moved(relevance=relevance)
+        assert torch.allclose(ours, times * as_sum, rtol=1e-4, atol=0.0 if times == 1.0 else 1e-3 * as_sum.abs().max())
+
+
+def test_with_relevance_full_chunks_and_rows_without_frames_are_as_before():
+    x = make(frames=16)
+    x['valid'][0], x['valid'][1] = True, False
+    given = dict(anchor=FastWeights(*(w[0] for w in x['weights'])), retention=0.5, use_muon=False, use_momentum=False)
+    out, after, _ = lact_swiglu_reference(**x, **given)
+    for relevance in (0.0, 5.0):
+        ours, moved, _ = lact_swiglu_reference(**x, **given, relevance=relevance)
+        assert torch.allclose(ours, out, rtol=0, atol=1e-12)
+        assert all(torch.equal(m[1], w[1]) for m, w in zip(moved, x['weights']))
+
+
+def test_with_relevance_a_short_chunk_forgets_by_its_evidence():
+    x = make(frames=4)
+    x['eta'], x['valid'][:] = torch.zeros_like(x['eta']), True
+    anchor = FastWeights(*(w.clone() for w in x['weights']))
+    x['weights'] = FastWeights(*(w + 0.3 * torch.randn_like(w) for w in anchor))
+    given = dict(anchor=anchor, retention=0.5, relevance=2.0, use_muon=False, use_momentum=False)
+    _, after, _ = lact_swiglu_reference(**x, **given)
+    for a, w, length, new in zip(anchor, x['weights'], x['lengths'], after):
+        w = a + 0.5 ** ((4 / 6) / (8 / 10)) * (w - a)
+        assert torch.allclose(new, w * (length / row_length(w)), rtol=0, atol=1e-12)
+
+
 def test_forgetting_leaves_weights_that_have_not_moved():
     x = make(frames=20)
     x['eta'] = torch.zeros_like(x['eta'])

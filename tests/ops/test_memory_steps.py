@@ -52,6 +52,24 @@ def test_any_partition_equals_the_reference(contract, use_muon, use_momentum, se
     assert not any(g.any() for g in pending.gradient) and not pending.mu.any()
 
 
+def test_a_stream_that_ends_within_a_chunk_learns_with_relevance_as_the_reference(contract):
+    x = make(batch=2, frames=13)
+    x['valid'][1] = torch.arange(13) < 5
+    options = dict(use_muon=False, use_momentum=False, retention=0.5, anchor=FastWeights(*(w[0] for w in x['weights'])))
+    whole, expected, _ = lact_swiglu_reference(**x, mode='causal', relevance=3.0, **options)
+    args = [x[n] for n in ('q', 'k', 'v', 'eta', 'mu', 'valid', 'weights', 'momentum')]
+    pending, filled = fresh(x)
+    size = x['chunk_size']
+    out, weights, momentum, pending = lact_swiglu_step(*args, x['lengths'], pending, filled, size, **options)
+    filled = x['valid'].sum(1) % size
+    after, *_ = settle(weights, momentum, x['lengths'], pending, filled, size, relevance=3.0, **options)
+    plain, *_ = settle(weights, momentum, x['lengths'], pending, filled, size, **options)
+    assert torch.equal(out[0], whole[0])
+    for a, b, c in zip(after, expected, plain):
+        contract('memory in any partition = reference (fp64)', (a - b).abs().max(), 1e-9)
+        assert not torch.allclose(a, c)
+
+
 def test_rows_do_not_touch_each_other(contract):
     x = make(batch=2, frames=20)
     pending, filled = fresh(x)

@@ -1,5 +1,7 @@
 """What lies between the products of a block: the kernels against plain torch. On a GPU, or in Triton's interpreter."""
 
+import math
+
 import pytest
 import torch
 
@@ -72,23 +74,24 @@ def test_attention_of_the_last_frames(contract):
 
 @pytest.mark.parametrize('width', [64, 192, 256] if GPU else [19])
 @pytest.mark.parametrize(  # many: from here on the chunk gradient goes by batched products, else by its own kernel
-    'many, muon, momentum, retention',
+    'many, muon, momentum, retention, relevance',
     [
-        (10**9, True, True, 1.0),
-        (10**9, True, False, 1.0),
-        (10**9, False, True, 1.0),
-        (10**9, True, True, 0.6),
-        (1, True, False, 1.0),
-        (1, False, True, 0.6),
+        (10**9, True, True, 1.0, math.inf),
+        (10**9, True, False, 1.0, math.inf),
+        (10**9, False, True, 1.0, math.inf),
+        (10**9, True, True, 0.6, math.inf),
+        (1, True, False, 1.0, math.inf),
+        (1, False, True, 0.6, math.inf),
+        (1, False, False, 0.6, 5.0),
     ],
 )
-def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, retention, many):
+def test_chunks_in_place(contract, monkeypatch, width, muon, momentum, retention, relevance, many):
     monkeypatch.setattr(fast_launches, 'WIDE_PRODUCTS', True)
     monkeypatch.setattr(fast_launches, 'MANY', many)
     heads, chunk, unit = 2 if GPU else 1, max(2 * width, 80), torch.nn.functional.normalize  # 80: in two shares
     initial = FastWeights(*(randn(ROWS, heads, width, width) / width**0.5 for _ in range(3)))
     lengths = FastWeights(*(row_length(w) for w in initial))
-    both = [cls(lengths, chunk, muon, momentum, initial, retention) for cls in (ReferenceChunks, FastChunks)]
+    both = [cls(lengths, chunk, muon, momentum, initial, retention, relevance) for cls in (ReferenceChunks, FastChunks)]
     for memory in both:
         memory.start(FastWeights(*(w.clone() for w in initial)), FastWeights(*(torch.zeros_like(w) for w in initial)))
     for valid_frames in ([chunk] * 4, [chunk, chunk, 0, chunk // 2]):
