@@ -363,9 +363,11 @@ def test_a_corpus_without_held_out_voices_is_named(scripts, tmp_path):
         list(voices(tmp_path, 3))
 
 
-def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path):
+@pytest.mark.parametrize('exchange', [False, True])
+def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path, exchange):
     import unseen
-    from corpus import HELD_OUT
+    from accents import EXCHANGES
+    from corpus import HELD_OUT, TESTED
     from texts import split
 
     from nemo_lact.data import audio
@@ -376,12 +378,15 @@ def test_sessions_of_voices_that_no_training_has(scripts, monkeypatch, tmp_path)
     (tmp_path / 'texts.txt').write_text('\n'.join(texts))
     assert 0 < sum(split(text) == 'test' for text in texts) < len(texts)
     options = ['unseen.py', str(tmp_path / 'out'), '--texts', str(tmp_path / 'texts.txt'), '--seconds', '2']
+    options += ['--exchange'] if exchange else []
     monkeypatch.setattr(sys, 'argv', options)
     unseen.main()
     rows = [json.loads(line) for line in (tmp_path / 'out/unseen.json').read_text().splitlines()]
     assert {split(row['text']) for row in rows} == {'test'}
     assert len({row['speaker'] for row in rows}) == 2 * len(HELD_OUT)
     assert all(any(f'+{variant}-' in row['speaker'] for variant in HELD_OUT) for row in rows)
+    accents = {int(row['speaker'].split('-')[-1]) for row in rows if exchange}
+    assert not accents or min(accents) > EXCHANGES + TESTED and len(accents) == 2 * len(HELD_OUT)
     samples, rate = audio.read(tmp_path / 'out' / rows[-1]['audio_filepath'])
     assert rate == 16000 and len(samples) / rate == pytest.approx(rows[-1]['duration'], abs=1e-3)
     assert abs(samples).max() > 0.3

@@ -62,6 +62,7 @@ def test_window_and_memory_are_those_of_the_accuracy_runs_and_let_long_input_thr
     assert config.window[0] == config.window[1] == 512 // config.subsampling_factor  # 5.1 s
     assert config.lact_chunk_size * config.subsampling_factor == 4096  # 41 s
     assert config.lact_retention == 0.1 and (config.use_muon, config.use_momentum) == (False, False)
+    assert config.lact_relevance * config.frame_seconds == pytest.approx(2.0)
     quarter = config.n_layers // 4
     assert config.lact_layers == list(range(quarter, 2 * quarter))
     assert config.base_lr * config.lact_chunk_size == pytest.approx(0.05 * 512)  # a step sums over the frames
@@ -88,7 +89,9 @@ def test_base_model_is_as_announced():
     assert options['feat_in'] == 80
     defaults = LaCTEncoderConfig()  # LaCT's own; the file has what won instead
     changed = {k for k, v in options.items() if v != getattr(defaults, k)}
-    assert changed == {'att_context_size', 'lact_layers', 'use_muon', 'use_momentum', 'base_lr', 'lact_retention'}
+    assert changed == {
+        'att_context_size', 'lact_layers', 'use_muon', 'use_momentum', 'base_lr', 'lact_retention', 'lact_relevance'
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -121,7 +124,7 @@ def test_streaming_configs_stream_at_the_latencies_of_the_header(name):
 def test_streaming_config_is_its_offline_one_but_for_streaming(name):
     ours, base = (OmegaConf.to_container(OmegaConf.create(text(n))) for n in (name, name.removesuffix('_streaming')))
     changed = {'causal_downsampling', 'lact_mode', 'att_context_style', 'att_context_size'}
-    changed |= {'lact_layers', 'lact_chunk_size', 'lact_retention'}  # the ablations', the fights were offline
+    changed |= {'lact_layers', 'lact_chunk_size', 'lact_retention', 'lact_relevance'}  # fights were offline
     for cfg in (ours, base):
         cfg.pop('name')
         cfg['model']['preprocessor'].pop('normalize')
