@@ -324,7 +324,8 @@ def test_a_memory_may_forget_in_use_only(corpus, monkeypatch, tmp_path):
     seen, usual = [], fast_weights.lact_swiglu
 
     def learn(*args):
-        seen.append((torch.is_grad_enabled(), args[-1]))
+        *_, retention, _ = args
+        seen.append((torch.is_grad_enabled(), retention))
         return usual(*args)
 
     monkeypatch.setattr(fast_weights, 'lact_swiglu', learn)

@@ -760,3 +760,36 @@ def test_frames_of_speech_are_said_as_they_were_meant(scripts, monkeypatch, tmp_
     assert set(result['errors']) == {'accents', 'plain', 'accents, frozen', 'plain, frozen'}
     places = result['errors']['accents']
     assert len(places) == 3 and sum(every for _, every in places) == (made['y'][4:20] >= 0).sum()
+
+
+def test_gathering_takes_utterances_as_one_chunk(scripts):
+    """Steps so small that rows keep their length: three utterances of 10, 12 and 6 frames are one chunk of 28 of 64."""
+    import gathering
+
+    from nemo_lact.ops.fast_weights import FastWeights, lact_swiglu_reference, row_length, zeros_like
+
+    torch.manual_seed(0)
+    anchor = FastWeights(*(torch.randn(2, 8, 8, dtype=torch.float64) for _ in range(3)))
+    q, k, v = (torch.randn(1, 2, 28, 8, dtype=torch.float64) for _ in range(3))
+    eta = 1e-7 * torch.rand(1, 2, 28, 3, 1, dtype=torch.float64)
+    weights = FastWeights(*(w[None] for w in anchor))
+    lengths, momentum = FastWeights(*(row_length(w) for w in anchor)), zeros_like(weights)
+    options = ('bidirectional', False, False, anchor, 1e-9, 5.0)
+
+    def learned(run, weights, at, size=64):
+        valid = torch.ones(1, at.stop - at.start, dtype=torch.bool)
+        given = (*(x[:, :, at] for x in (q, k, v, eta)), torch.zeros(1, 2, valid.size(1)), valid)
+        return run(*given, weights, momentum, lengths, size, *options)[1]
+
+    gather, after = gathering.Gathering(), weights
+    for at in (slice(0, 10), slice(10, 22), slice(22, 28)):
+        after = learned(gather, after, at)
+        gather.before += at.stop - at.start
+    whole = learned(lact_swiglu_reference, weights, slice(0, 28))
+    for start, ours, other in zip(weights, after, whole):
+        assert torch.allclose(ours - start, other - start, rtol=1e-3, atol=1e-12)
+    # A full chunk leaves nothing of what was before.
+    gather.before = 10
+    full = learned(gather, after, slice(0, 28), size=28)
+    for start, ours, other in zip(weights, full, learned(lact_swiglu_reference, weights, slice(0, 28), size=28)):
+        assert torch.allclose(ours - start, other - start, rtol=1e-3, atol=1e-12)

@@ -56,9 +56,7 @@ def test_a_compiled_model_copies_and_pickles(pair):
 
 
 @pytest.mark.skipif(not (ops.fast and ops.fast.INTERPRETED), reason='needs TRITON_INTERPRET=1')
-@pytest.mark.parametrize(
-    'adaptation, retention, relevance', [(True, 1.0, None), (True, 0.7, None), (True, 0.7, 5), (False, 1.0, None)]
-)
+@pytest.mark.parametrize('adaptation, retention, relevance', [(True, 1.0, None), (True, 0.7, 5), (False, 1.0, None)])
 def test_compiled_layers_in_training_are_one_graph(tiny, monkeypatch, contract, adaptation, retention, relevance):
     """From the first batch on, for any number of rows and chunks.
 

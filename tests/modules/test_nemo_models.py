@@ -121,7 +121,7 @@ def test_freeze_the_encoder(tiny):
         {},
         dict(conv_kernel_size=9, macaron=True, lact_retention=0.7),
         dict(lact_mode='causal'),
-        dict(lact_layers=[0]),
+        dict(lact_layers=[0], lact_relevance=6, lact_retention=0.1, use_muon=False, use_momentum=False),
     ],
 )
 def test_onnx_of_any_length_equals_torch(tiny, tmp_path, contract, extra):
