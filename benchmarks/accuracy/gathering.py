@@ -8,19 +8,15 @@ as far as they fill one: what is older than a chunk is forgotten. Utterances of 
 chunk; the manifest has `speaker`, as unseen.py writes it. No momentum, no Muon.
 """
 
-import argparse
 import json
-import shlex
-import sys
-from datetime import date
 from pathlib import Path
 
 import torch
-from voices import restored
+from score import count, spelled
+from voices import Report, restored, script_options
 
 from nemo_lact import ops
 from nemo_lact.data import audio
-from nemo_lact.evaluation import count
 from nemo_lact.modules import fast_weights
 from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, faded, read, row_length
 
@@ -51,9 +47,9 @@ class Gathering:
 @torch.inference_mode()
 def errors(model, rows: list[dict], folder: Path, way: str) -> dict:
     """Word errors and words of each speaker."""
-    gathering, found = Gathering(), {}
+    gathering, texts = Gathering(), []
     fast_weights.lact_swiglu = gathering if way == 'gathered' else ops.lact_swiglu
-    chunk, blank, speaker, state = model.encoder.config.lact_chunk_size, len(model.tokenizer.vocab), None, None
+    chunk, speaker, state = model.encoder.config.lact_chunk_size, None, None
     for row in rows:
         if row['speaker'] != speaker or way == 'fresh':
             speaker, state, gathering.before = row['speaker'], None, 0
@@ -64,20 +60,17 @@ def errors(model, rows: list[dict], folder: Path, way: str) -> dict:
         if frames > chunk:
             raise SystemExit(f'{row["audio_filepath"]} has {frames} frames, over a chunk of {chunk}; give utterances')
         gathering.before = min(chunk, gathering.before + frames)
-        best = model.decoder(encoder_output=encoded).argmax(-1)[0, :frames].tolist()
-        ids = [t for i, t in enumerate(best) if t != blank and (i == 0 or best[i - 1] != t)]
-        made = count(row['text'], model.tokenizer.ids_to_text(ids))
-        wrong = made['substitutions'] + made['deletions'] + made['insertions']
-        before = found.get(speaker, (0, 0))
-        found[speaker] = before[0] + wrong, before[1] + made['words']
+        texts.append(spelled(model, model.decoder(encoder_output=encoded).argmax(-1)[0, :frames].tolist()))
+    found = {row['speaker']: (0, 0) for row in rows}
+    for row, (wrong, words) in zip(rows, count(rows, texts)['words']):
+        before = found[row['speaker']]
+        found[row['speaker']] = before[0] + wrong, before[1] + words
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', type=Path)
+    parser = script_options(__doc__)
     parser.add_argument('manifest', type=Path)
-    parser.add_argument('--output', type=Path)
     args = parser.parse_args()
     model = restored(args.model)
     config = model.encoder.config
@@ -85,8 +78,7 @@ def main() -> None:
         parser.error(f'{args.model}: give a model with lact_relevance, use_momentum=false and use_muon=false')
     ops.use_implementation('reference')
     rows = [json.loads(line) for line in args.manifest.read_text().splitlines()]
-    report = dict(model=args.model.name, manifest='/'.join(args.manifest.parts[-2:]), rows=len(rows))
-    report |= dict(device=str(model.device), date=date.today().isoformat(), command=shlex.join(['python', *sys.argv]))
+    report = Report(args, model).head | dict(manifest='/'.join(args.manifest.parts[-2:]), rows=len(rows))
     report['speakers'] = {way: errors(model, rows, args.manifest.parent, way) for way in WAYS}
     fast_weights.lact_swiglu = ops.lact_swiglu
     for way, found in report['speakers'].items():

@@ -143,12 +143,15 @@ def _greedy(model, rows: dict[int, dict], noisy: bool, autocast: bool) -> dict[i
         features, frames = model.preprocessor(input_signal=sound, length=lengths)
         encoded, frames = model.encoder(audio_signal=features, length=frames)
         best = model.decoder(encoder_output=encoded).argmax(-1)  # [B, T]
-    blank, texts = len(model.tokenizer.vocab), {}
-    for i, heard, length in zip(rows, best.tolist(), frames.tolist()):
-        heard = heard[:length]
-        ids = [t for n, t in enumerate(heard) if t != blank and (n == 0 or heard[n - 1] != t)]
-        texts[i] = model.tokenizer.ids_to_text(ids)
-    return texts
+    return {i: spelled(model, heard[:n]) for i, heard, n in zip(rows, best.tolist(), frames.tolist())}
+
+
+def spelled(model, heard: list[int]) -> str:
+    """Text of the best token of each frame."""
+    blank = len(model.tokenizer.vocab)
+    return model.tokenizer.ids_to_text(
+        [t for n, t in enumerate(heard) if t != blank and (n == 0 or heard[n - 1] != t)]
+    )
 
 
 def count(rows: list[dict], texts: list[str]) -> dict:

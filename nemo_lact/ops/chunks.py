@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, evident, exact, faded, forgetting, read, update
+from nemo_lact.ops.fast_weights import FastWeights, chunk_gradient, exact, faded, forgetting, read, update
 
 
 class ReferenceChunks:
@@ -35,7 +35,7 @@ class ReferenceChunks:
 
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1 or d], mu [R, H] its mean gate, valid [R, C], frames [R]."""
-        eta = evident(eta * valid[:, None, :, None, None].to(eta.dtype), frames, self.options[0], self.relevance)
+        eta = eta * valid[:, None, :, None, None].to(eta.dtype)
         anchor = forgetting(self.weights, self.anchor, self.retention)
         gradient = chunk_gradient(faded(self.weights, *anchor), k, v, eta)
         self.weights, self.momentum = update(

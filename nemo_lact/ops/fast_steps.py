@@ -26,7 +26,8 @@ class FastChunks:
         self.lengths = packed(lengths)[..., 0].contiguous()  # [R, H, 3, d]
         rows, heads, _, width = self.lengths.shape
         self.chunk, self.muon, self.momentous = chunk, use_muon, use_momentum
-        self.retention, self.relevance = 1.0 if anchor is None else retention, relevance
+        self.retention = 1.0 if anchor is None else retention
+        self.relevance = relevance
         self.anchor = packed(anchor) if self.retention < 1.0 else None
         self.sizes = Sizes(width, self.lengths.device)
         shape = (rows, heads, 3, width, width)
@@ -51,7 +52,7 @@ class FastChunks:
     def learn(self, k: Tensor, v: Tensor, eta: Tensor, mu: Tensor, valid: Tensor, frames: Tensor) -> None:
         """One chunk: k, v [R, H, C, d], eta [R, H, C, 3, 1], mu [R, H] mean gate, valid [R, C], frames [R] int32."""
         w, m = self.weights, self.momentum
-        eta = evident(eta, frames, self.chunk, self.relevance)
+        eta = evident(eta, frames[:, None], self.chunk, self.relevance)
         learner, half = w, self.halves[0]
         if self.anchor is not None:
             learner, half = torch.lerp(self.anchor, w, self.retention, out=self.faded), None

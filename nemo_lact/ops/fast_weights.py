@@ -70,6 +70,11 @@ def chunk_gradient(weights: FastWeights, k: Tensor, v: Tensor, eta: Tensor) -> F
     )
 
 
+def emphasis(frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
+    """(C + r) / (n + r), by which a finite `relevance` r enlarges the sum over a chunk's n frames; 1 for a full one."""
+    return (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
+
+
 def evidence(frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
     """Size of the step from a chunk of so many frames against that from a full one, in the dtype of a division.
 
@@ -77,17 +82,14 @@ def evidence(frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
     n / (n + r) of that from endless frames, as in MAP adaptation of speaker models (Reynolds, Quatieri and Dunn 2000).
     """
     share = (frames / chunk_size).clamp(max=1.0)
-    if relevance == math.inf:
-        return share
-    return share * (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
+    return share if relevance == math.inf else share * emphasis(frames, chunk_size, relevance)
 
 
 def evident(eta: Tensor, frames: Tensor, chunk_size: int, relevance: float) -> Tensor:
-    """Step sizes [B, H, C, ...] of one chunk, whose sum then is as large as `evidence` says; frames: [B]."""
+    """Step sizes [B, H, T, ...] with the `emphasis` of frames [B, 1 or T], for kernels that sum up and step in one."""
     if relevance == math.inf:
         return eta
-    scale = (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
-    return eta * scale[:, None, None, None, None].to(eta.dtype)
+    return eta * emphasis(frames, chunk_size, relevance)[:, None, :, None, None].to(eta.dtype)
 
 
 def evident_chunks(eta: Tensor, valid: Tensor, chunk_size: int, relevance: float) -> Tensor:
@@ -96,8 +98,7 @@ def evident_chunks(eta: Tensor, valid: Tensor, chunk_size: int, relevance: float
         return eta
     own = (torch.arange(valid.size(1), device=valid.device) // chunk_size).expand(valid.shape)  # chunk of each frame
     frames = torch.zeros(valid.shape, device=valid.device).scatter_add(1, own, valid.float()).gather(1, own)  # [B, T]
-    scale = (chunk_size + relevance) / (frames + relevance).clamp(min=1.0)
-    return eta * scale[:, None, :, None, None].to(eta.dtype)
+    return evident(eta, frames, chunk_size, relevance)
 
 
 def exact(weights: FastWeights, q: Tensor) -> bool:
@@ -159,11 +160,15 @@ def update(
         rounded: as `orthogonalise` has it.
         anchor: [H, ., .], the weights learned in training; not read with `retention` 1.
         retention: of a full chunk; a shorter one has a power of it, by its evidence.
-        relevance: of `evidence`; `gradient` was made with the step sizes of `evident`.
+        relevance: of `evidence`.
     """
     learn = (frames > 0)[:, None, None, None]
-    gain = evidence(frames.to(weights.w0.dtype), chunk_size, relevance)[:, None, None, None]
+    count = frames.to(weights.w0.dtype)[:, None, None, None]
+    gain = evidence(count, chunk_size, relevance)
     m0, m1, m2 = gradient.w0, gradient.w1, gradient.w2
+    if relevance != math.inf:
+        more = emphasis(count, chunk_size, relevance)
+        m0, m1, m2 = more * m0, more * m1, more * m2
     if use_momentum:
         # M stays to the bit without frames.
         kept = torch.where(learn, mu[:, :, None, None].to(m0.dtype), 1.0)
@@ -296,7 +301,6 @@ def lact_swiglu_reference(
     if mode not in ('bidirectional', 'causal'):
         raise ValueError(f"mode is '{mode}'; choose 'bidirectional' or 'causal'")
     eta = eta * valid[:, None, :, None, None].to(eta.dtype)
-    eta = evident_chunks(eta, valid, chunk_size, relevance)
     weights = _contiguous(weights)
     anchor, retention = forgetting(weights, anchor, retention)
     options = (chunk_size, mode == 'bidirectional', use_muon, use_momentum, tuple(anchor), retention, relevance)

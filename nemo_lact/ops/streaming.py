@@ -127,13 +127,9 @@ def settle(
 
     Only here `relevance` counts: full chunks have all the evidence there is.
     """
-    gradient = pending.gradient
-    if relevance != math.inf:
-        scale = (chunk_size + relevance) / (filled + relevance).clamp(min=1.0)
-        gradient = FastWeights(*(g * scale[:, None, None, None].to(g.dtype) for g in gradient))
     mean = pending.mu / filled.clamp(min=1)[:, None].to(pending.mu.dtype)
     weights, momentum = update(
-        weights, momentum, gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
+        weights, momentum, pending.gradient, mean, filled, lengths, chunk_size, use_muon, use_momentum, False,
         *forgetting(weights, anchor, retention), relevance,
     )  # fmt: skip
     return weights, momentum, Pending(zeros_like(pending.gradient), torch.zeros_like(pending.mu))
